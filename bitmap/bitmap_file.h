@@ -1,0 +1,45 @@
+// The bitmap's own file: versioned, checksummed, two generations (format drawn in bitmap_file.cc).
+//
+// A commit writes only the pages that changed, each into the slot that the last committed generation does not use,
+// then syncs, then writes and syncs the new generation's index. A crash at any point leaves one whole generation.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bitmap/change_bitmap.h"
+#include "bitmap/storage.h"
+#include "blockio/base/error.h"
+
+namespace blockferry {
+
+/// One page's content at the moment of a checkpoint.
+struct BitmapPage {
+  std::uint64_t index = 0;
+  std::uint64_t words[512] = {};
+};
+
+class BitmapFile {
+ public:
+  /// A new file, generation 1, all bits set or all clear. Durable when it returns.
+  static Result<std::unique_ptr<BitmapFile>> create(std::unique_ptr<StateFile> file, std::uint64_t granule_count,
+                                                    std::uint64_t granule_bytes, bool all_set);
+
+  /// Opens and checks the newest whole generation. state_damaged where none is whole, where it is older than
+  /// `generation_min` (the generation that the run's record knows was committed), or where the geometry differs;
+  /// state_newer for a later format version.
+  static Result<std::unique_ptr<BitmapFile>> open(std::unique_ptr<StateFile> file, std::uint64_t granule_count,
+                                                  std::uint64_t granule_bytes, std::uint64_t generation_min);
+
+  /// ORs the committed bits into `bitmap` (same granule count).
+  Result<void> load(ChangeBitmap& bitmap);
+
+  /// Commits these pages as the next generation; pages not named keep their content. Durable when it returns; on an
+  /// error the last generation stands and the same commit may be tried again.
+  Result<void> commit(const std::vector<BitmapPage>& pages);
+
+  std::uint64_t generation() const;
+};
+
+}  // namespace blockferry

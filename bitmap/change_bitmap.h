@@ -1,0 +1,56 @@
+// The change bitmap: one bit a granule, exact, atomic, hierarchical so that a nearly empty one of many TiB is scanned
+// in microseconds. Marking is safe from any thread at any time; claiming belongs to one thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+namespace blockferry {
+
+/// A run of granules.
+struct GranuleRange {
+  std::uint64_t first = 0;
+  std::uint64_t count = 0;
+  std::uint64_t end() const { return first + count; }
+  bool operator==(const GranuleRange&) const = default;
+};
+
+class ChangeBitmap {
+ public:
+  /// The bits of one page: the unit of persistence (bitmap_file.h).
+  static constexpr std::uint64_t page_bits = 4096 * 8;
+
+  /// All clear. Memory is reserved, and used only where bits are set.
+  explicit ChangeBitmap(std::uint64_t granule_count);
+  ~ChangeBitmap();
+  ChangeBitmap(const ChangeBitmap&) = delete;
+  ChangeBitmap& operator=(const ChangeBitmap&) = delete;
+
+  std::uint64_t granule_count() const;
+  std::uint64_t page_count() const;
+
+  void set(GranuleRange range);    ///< any thread
+  void clear(GranuleRange range);  ///< owner
+  void set_all();                  ///< owner
+  void clear_all();                ///< owner; gives the memory back
+  bool test(std::uint64_t granule) const;
+  std::uint64_t count() const;                       ///< set bits; exact when nobody marks meanwhile, O(1)
+  std::uint64_t count(GranuleRange range) const;
+  bool empty() const { return count() == 0; }
+
+  /// The first run of set bits at or after `from`, at most `count_max` long. Clears nothing.
+  std::optional<GranuleRange> find(std::uint64_t from, std::uint64_t count_max) const;
+
+  /// As find(), and clears it: what is returned was set, and a bit set again meanwhile stays set.
+  std::optional<GranuleRange> claim(std::uint64_t from, std::uint64_t count_max);
+
+  /// 512 words: the page's bits, little-endian, bit 0 of word 0 first.
+  void read_page(std::uint64_t page, std::uint64_t (&words)[512]) const;
+  void or_page(std::uint64_t page, const std::uint64_t (&words)[512]);
+
+  /// Whether any bit of the page is set: one look at the summary.
+  bool page_has_bits(std::uint64_t page) const;
+};
+
+}  // namespace blockferry

@@ -1,0 +1,112 @@
+// The data path: read, checksum and find zeroes, write to every target. One thread owns an engine; nothing blocks
+// but poll(). The engine knows granules only as the unit of checksums and of retries.
+//
+//   start_copy(range) ─ read ─> checksums + zero runs ─ write/zero each target ─> JobResult from poll()
+//   start_checksum(device, range) ─ read ─> checksums ─────────────────────────> JobResult from poll()
+//   start_zero(range) ─ zero each target (by writing, where the device cannot) ─> JobResult from poll()
+//
+// A job occupies one buffer slot (io_bytes of memory; zero jobs borrow a shared page of zeroes) until its result is taken.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "blockio/base/clock.h"
+#include "blockio/base/error.h"
+#include "blockio/device.h"
+#include "blockio/io_queue.h"
+
+namespace blockferry {
+
+struct CopyEngineOptions {
+  std::uint64_t granule_bytes = 4 * KiB;   ///< a power of two, at least 4096
+  std::uint64_t io_bytes = 1 * MiB;        ///< the largest read; a multiple of granule_bytes
+  unsigned depth = 16;                     ///< jobs in flight; memory is io_bytes × depth
+  bool checksums = true;                   ///< false: checksums are not computed (results hold none), zeroes still are found
+  bool skip_unreadable = false;            ///< unreadable granules become zeroes on the targets and are listed
+};
+
+enum class JobKind : std::uint8_t { copy, checksum, zero };
+
+/// What became of a job. The spans are valid until the next poll() or start.
+struct JobResult {
+  JobKind kind = JobKind::copy;
+  ByteRange range;
+  /// One per granule of the range, in order; empty for zero jobs and without checksums.
+  std::vector<std::uint64_t> checksums;
+  std::uint64_t bytes_zeroed = 0;          ///< of a copy or zero job: bytes that went out as zeroes, not as data
+  /// Granules that could not be read and were skipped (skip_unreadable), each granule-aligned.
+  std::vector<ByteRange> unreadable;
+  /// The read failed for good: nothing was written, or, of a checksum job, nothing is known.
+  std::optional<Error> read_error;
+  /// Indexed by target: set where a write, zero or flush of this job failed on that target.
+  std::vector<std::optional<Error>> target_errors;
+};
+
+/// Monotonic totals since the engine was made.
+struct CopyEngineStats {
+  static constexpr std::size_t latency_buckets = 24;  ///< bucket i: completions under 2^i × 8 µs; the last: all others
+  std::uint64_t bytes_read = 0;
+  std::uint64_t bytes_written = 0;
+  std::uint64_t bytes_zeroed = 0;
+  std::uint64_t read_errors = 0;
+  std::uint64_t write_errors = 0;
+  std::uint64_t retries = 0;
+  std::uint64_t read_latency[latency_buckets] = {};
+  std::uint64_t write_latency[latency_buckets] = {};
+  double read_latency_seconds_sum = 0;
+  double write_latency_seconds_sum = 0;
+};
+
+class CopyEngine {
+ public:
+  /// `memory` is aligned to 4096, at least memory_bytes(options) long, and registered with the queue by the caller's
+  /// make(); queue, devices and memory outlive the engine.
+  static std::uint64_t memory_bytes(const CopyEngineOptions& options);
+  CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector<Device*> targets, std::span<std::byte> memory,
+             const CopyEngineOptions& options);
+  ~CopyEngine();
+  CopyEngine(const CopyEngine&) = delete;
+  CopyEngine& operator=(const CopyEngine&) = delete;
+
+  /// A slot is free. Zero jobs take a slot too.
+  bool can_start() const;
+  /// Precondition: can_start(); range granule-aligned but for the end of the source; at most io_bytes (copy, checksum);
+  /// no job in flight overlaps it (invariant 5, asserted).
+  void start_copy(ByteRange range);
+  void start_checksum(Device& device, ByteRange range);
+  void start_zero(ByteRange range);
+
+  /// Moves everything on that can move; waits for I/O at most `timeout`. Appends finished jobs to `results`.
+  void poll(Nanoseconds timeout, std::vector<JobResult>& results);
+
+  /// Flushes every target that is not failed. Asked for once at a time; flush_done() tells when, with one entry a target.
+  void start_flush();
+  bool flush_in_flight() const;
+  /// The finished flush's outcome, once; nothing while none has finished.
+  std::optional<std::vector<std::optional<Error>>> take_flush_result();
+
+  /// Leaves a target out from now on (it failed); its requests in flight still come back.
+  void drop_target(std::size_t index);
+  bool target_dropped(std::size_t index) const;
+
+  std::size_t jobs_in_flight() const;
+  /// Ranges of the jobs in flight (for checkpoints: they are neither dirty nor copied).
+  std::vector<ByteRange> ranges_in_flight() const;
+  /// Age of the oldest request that the kernel has not given back, and its device: to report devices that hang.
+  struct Oldest {
+    Nanoseconds age;
+    const Device* device;
+    IoOperation operation;
+    std::uint64_t offset;
+  };
+  std::optional<Oldest> oldest_request() const;
+
+  const CopyEngineStats& stats() const;
+};
+
+}  // namespace blockferry
