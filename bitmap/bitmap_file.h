@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bitmap's own file: versioned, checksummed, two generations (format drawn in bitmap_file.cc).
 //
 // A commit writes only the pages that changed, each into the slot that the last committed generation does not use,

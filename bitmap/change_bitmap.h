@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The change bitmap: one bit a granule, exact, atomic, hierarchical so that a nearly empty one of many TiB is scanned
 // in microseconds. Marking is safe from any thread at any time; claiming belongs to one thread.
 #pragma once

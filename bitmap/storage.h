@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where durable state lives. Injected, so that the simulator can lose and tear what was not synced.
 #pragma once
 

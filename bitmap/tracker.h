@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a run learns what changed. A tracker marks granules in the run's change bitmap; the run copies them.
 //
 // The life of a pass: begin_pass() ─ step() until done ─ the run commits the bitmap, so that every granule the tracker

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The data path: read, checksum and find zeroes, write to every target. One thread owns an engine; nothing blocks
 // but poll(). The engine knows granules only as the unit of checksums and of retries.
 //

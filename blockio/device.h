@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A block device, as the engine sees it: real ones (file_device.h), later NBD, and in tests FaultDevice and SimDevice.
 //
 // A device is submitted requests, and its queue (io_queue.h) gives them back when they are done. One thread owns a

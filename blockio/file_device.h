@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Block devices and raw files, with O_DIRECT where the file's filesystem has it.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The queue that a run's devices share: requests go in through Device::submit, and come out of wait() when done.
 // One thread owns a queue.
 #pragma once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Every library is a Debian 12 package; packages.txt lists them.
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)

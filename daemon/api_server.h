@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // HTTP/JSON on the control socket, and /metrics on the metrics address. Boost.Beast inside, nowhere else.
 #pragma once
 

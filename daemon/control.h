@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the API can ask of the daemon. The server (api_server.h) knows only this; the Manager is behind it. Thread-safe.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Preflight: what stands against a run, what would happen, and what refers to the old disk. Opens nothing for writing
 // and changes nothing.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a run publishes of itself: read by the API, the metrics and the durable record. A plain value.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Assertions that stay on in production: a broken invariant must stop the program before it harms data.
 // Never for bad input or failing devices: those are errors (see error.h).
 #pragma once

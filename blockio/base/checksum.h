@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The checksum of a granule, and of everything Blockferry writes down about itself: CRC-64 (Jones polynomial,
 // reflected, initial value 0, by ISA-L). Jones is the fastest of ISA-L's CRC-64 variants.
 #pragma once

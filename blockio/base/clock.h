@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Time is injected, so that the simulator decides it.
 #pragma once
 

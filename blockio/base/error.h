@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Errors are values. Libraries return them, the daemon logs them once, the user reads message() as one line.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sizes take K, M, G, T (powers of 1024), times take ms, s, m, h: what people type and read.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The API's messages: what ferryctl asks and ferryd understands. The only part of the daemon that ctl knows.
 //
 // Requests and answers are JSON over HTTP on the control socket; systemd/… openapi.yaml describes them. Parsing is
