@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The bitmap's own file: versioned, checksummed, two generations (format drawn in bitmap_file.cc).
 //
-// A commit writes only the pages that changed, each into the slot that the last committed generation does not use,
-// then syncs, then writes and syncs the new generation's index. A crash at any point leaves one whole generation.
+// A commit writes only the pages that changed, each into the slot that the last committed generation does not
+// use, then syncs, then writes and syncs the new generation's index. A crash at any point leaves one whole
+// generation.
 #pragma once
 
 #include <cstdint>
@@ -24,23 +25,38 @@ struct BitmapPage {
 class BitmapFile {
  public:
   /// A new file, generation 1, all bits set or all clear. Durable when it returns.
-  static Result<std::unique_ptr<BitmapFile>> create(std::unique_ptr<StateFile> file, std::uint64_t granule_count,
-                                                    std::uint64_t granule_bytes, bool all_set);
+  static Result<std::unique_ptr<BitmapFile>> create(std::unique_ptr<StateFile> file,
+                                                    std::uint64_t granule_count, std::uint64_t granule_bytes,
+                                                    bool all_set);
 
   /// Opens and checks the newest whole generation. state_damaged where none is whole, where it is older than
-  /// `generation_min` (the generation that the run's record knows was committed), or where the geometry differs;
-  /// state_newer for a later format version.
-  static Result<std::unique_ptr<BitmapFile>> open(std::unique_ptr<StateFile> file, std::uint64_t granule_count,
-                                                  std::uint64_t granule_bytes, std::uint64_t generation_min);
+  /// `generation_min` (the generation that the run's record knows was committed), or where the geometry
+  /// differs; state_newer for a later format version.
+  static Result<std::unique_ptr<BitmapFile>> open(std::unique_ptr<StateFile> file,
+                                                  std::uint64_t granule_count, std::uint64_t granule_bytes,
+                                                  std::uint64_t generation_min);
 
   /// ORs the committed bits into `bitmap` (same granule count).
   Result<void> load(ChangeBitmap& bitmap);
 
-  /// Commits these pages as the next generation; pages not named keep their content. Durable when it returns; on an
-  /// error the last generation stands and the same commit may be tried again.
+  /// Commits these pages as the next generation; pages not named keep their content. Durable when it returns;
+  /// on an error the last generation stands and the same commit may be tried again.
   Result<void> commit(const std::vector<BitmapPage>& pages);
 
-  std::uint64_t generation() const;
+  std::uint64_t generation() const { return generation_; }
+
+ private:
+  BitmapFile(std::unique_ptr<StateFile> file, std::uint64_t granule_count, std::uint64_t granule_bytes);
+  Result<void> write_index(std::uint64_t generation);
+  Result<std::uint64_t> read_index(unsigned slot, std::vector<std::uint64_t>& entries);
+  std::uint64_t index_bytes() const;
+  std::uint64_t page_offset(std::uint64_t page, unsigned slot) const;
+
+  const std::unique_ptr<StateFile> file_;
+  const std::uint64_t granule_count_, granule_bytes_, page_count_;
+  std::uint64_t generation_ = 0;
+  /// Two words a page: where it is (PageKind in bitmap_file.cc) and its CRC-64.
+  std::vector<std::uint64_t> entries_;
 };
 
 }  // namespace blockferry

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The change bitmap: one bit a granule, exact, atomic, hierarchical so that a nearly empty one of many TiB is scanned
-// in microseconds. Marking is safe from any thread at any time; claiming belongs to one thread.
+// The change bitmap: one bit a granule, exact, atomic, hierarchical so that a nearly empty one of many TiB is
+// scanned in microseconds. Marking is safe from any thread at any time; claiming belongs to one thread.
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 namespace blockferry {
 
@@ -34,9 +36,9 @@ class ChangeBitmap {
   void set(GranuleRange range);    ///< any thread
   void clear(GranuleRange range);  ///< owner
   void set_all();                  ///< owner
-  void clear_all();                ///< owner; gives the memory back
+  void clear_all();                ///< owner, while nobody marks; gives the memory back
   bool test(std::uint64_t granule) const;
-  std::uint64_t count() const;                       ///< set bits; exact when nobody marks meanwhile, O(1)
+  std::uint64_t count() const;  ///< set bits; exact when nobody marks meanwhile, O(1)
   std::uint64_t count(GranuleRange range) const;
   bool empty() const { return count() == 0; }
 
@@ -52,6 +54,23 @@ class ChangeBitmap {
 
   /// Whether any bit of the page is set: one look at the summary.
   bool page_has_bits(std::uint64_t page) const;
+
+ private:
+  /// Level 0 holds the granules' bits; a bit of level n+1 says that a word of level n may be other than zero.
+  struct Level {
+    std::uint64_t* words = nullptr;
+    std::uint64_t count = 0;
+  };
+
+  std::uint64_t set_words(std::uint64_t first_bit, std::uint64_t bits);
+  void raise_summaries(std::uint64_t first_word, std::uint64_t last_word);
+  void lower_summaries(std::uint64_t word);
+  std::uint64_t next_set_word(std::uint64_t from) const;
+  std::uint64_t run_length(std::uint64_t first, std::uint64_t count_max) const;
+
+  const std::uint64_t granule_count_;
+  std::vector<Level> levels_;
+  std::atomic<std::uint64_t> set_count_ = 0;
 };
 
 }  // namespace blockferry

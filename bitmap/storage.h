@@ -36,12 +36,16 @@ class StateDirectory {
  public:
   virtual ~StateDirectory() = default;
   virtual Result<std::unique_ptr<StateFile>> open(const std::string& name, bool create) = 0;
-  /// Replaces the file's whole content: after a crash it is the old or the new one, and durable when this returns.
+  /// Replaces the file's whole content: after a crash it is the old or the new one, and durable when this
+  /// returns.
   virtual Result<void> replace(const std::string& name, std::span<const std::byte> content) = 0;
   /// The whole file; ErrorCode::not_found where there is none. Refuses more than `bytes_max`.
   virtual Result<std::vector<std::byte>> read_all(const std::string& name, std::uint64_t bytes_max) = 0;
   virtual Result<void> remove(const std::string& name) = 0;
   virtual Result<std::vector<std::string>> list() = 0;
 };
+
+/// A directory of the filesystem. `create`: made, with mode 0700, where it is missing. Thread-safe.
+Result<std::unique_ptr<StateDirectory>> open_state_directory(const std::string& path, bool create);
 
 }  // namespace blockferry

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data path: read, checksum and find zeroes, write to every target. One thread owns an engine; nothing blocks
-// but poll(). The engine knows granules only as the unit of checksums and of retries.
+// The data path: read, checksum and find zeroes, write to every target. One thread owns an engine; nothing
+// blocks but poll(). The engine knows granules only as the unit of checksums and of retries.
 //
 //   start_copy(range) ─ read ─> checksums + zero runs ─ write/zero each target ─> JobResult from poll()
 //   start_checksum(device, range) ─ read ─> checksums ─────────────────────────> JobResult from poll()
 //   start_zero(range) ─ zero each target (by writing, where the device cannot) ─> JobResult from poll()
 //
-// A job occupies one buffer slot (io_bytes of memory; zero jobs borrow a shared page of zeroes) until its result is taken.
+// A job occupies one buffer slot (io_bytes of memory; zero jobs borrow a shared page of zeroes) until its
+// result is taken.
 #pragma once
 
 #include <cstdint>
@@ -24,22 +25,22 @@
 namespace blockferry {
 
 struct CopyEngineOptions {
-  std::uint64_t granule_bytes = 4 * KiB;   ///< a power of two, at least 4096
-  std::uint64_t io_bytes = 1 * MiB;        ///< the largest read; a multiple of granule_bytes
-  unsigned depth = 16;                     ///< jobs in flight; memory is io_bytes × depth
-  bool checksums = true;                   ///< false: checksums are not computed (results hold none), zeroes still are found
-  bool skip_unreadable = false;            ///< unreadable granules become zeroes on the targets and are listed
+  std::uint64_t granule_bytes = 4 * KiB;  ///< a power of two, at least 4096
+  std::uint64_t io_bytes = 1 * MiB;       ///< the largest read; a multiple of granule_bytes
+  unsigned depth = 16;                    ///< jobs in flight; memory is io_bytes × depth
+  bool checksums = true;  ///< false: checksums are not computed (results hold none), zeroes still are found
+  bool skip_unreadable = false;  ///< unreadable granules become zeroes on the targets and are listed
 };
 
 enum class JobKind : std::uint8_t { copy, checksum, zero };
 
-/// What became of a job. The spans are valid until the next poll() or start.
+/// What became of a job.
 struct JobResult {
   JobKind kind = JobKind::copy;
   ByteRange range;
   /// One per granule of the range, in order; empty for zero jobs and without checksums.
   std::vector<std::uint64_t> checksums;
-  std::uint64_t bytes_zeroed = 0;          ///< of a copy or zero job: bytes that went out as zeroes, not as data
+  std::uint64_t bytes_zeroed = 0;  ///< of a copy or zero job: bytes that went out as zeroes, not as data
   /// Granules that could not be read and were skipped (skip_unreadable), each granule-aligned.
   std::vector<ByteRange> unreadable;
   /// The read failed for good: nothing was written, or, of a checksum job, nothing is known.
@@ -50,7 +51,8 @@ struct JobResult {
 
 /// Monotonic totals since the engine was made.
 struct CopyEngineStats {
-  static constexpr std::size_t latency_buckets = 24;  ///< bucket i: completions under 2^i × 8 µs; the last: all others
+  static constexpr std::size_t latency_buckets =
+      24;  ///< bucket i: completions under 2^i × 8 µs; the last: all others
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
   std::uint64_t bytes_zeroed = 0;
@@ -65,19 +67,19 @@ struct CopyEngineStats {
 
 class CopyEngine {
  public:
-  /// `memory` is aligned to 4096, at least memory_bytes(options) long, and registered with the queue by the caller's
-  /// make(); queue, devices and memory outlive the engine.
+  /// `memory` is aligned to 4096, at least memory_bytes(options) long, and registered with the queue by the
+  /// caller's make(); queue, devices and memory outlive the engine.
   static std::uint64_t memory_bytes(const CopyEngineOptions& options);
-  CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector<Device*> targets, std::span<std::byte> memory,
-             const CopyEngineOptions& options);
+  CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector<Device*> targets,
+             std::span<std::byte> memory, const CopyEngineOptions& options);
   ~CopyEngine();
   CopyEngine(const CopyEngine&) = delete;
   CopyEngine& operator=(const CopyEngine&) = delete;
 
   /// A slot is free. Zero jobs take a slot too.
   bool can_start() const;
-  /// Precondition: can_start(); range granule-aligned but for the end of the source; at most io_bytes (copy, checksum);
-  /// no job in flight overlaps it (invariant 5, asserted).
+  /// Precondition: can_start(); range granule-aligned but for the end of the source; at most io_bytes (copy,
+  /// checksum); no job in flight overlaps it (invariant 5, asserted).
   void start_copy(ByteRange range);
   void start_checksum(Device& device, ByteRange range);
   void start_zero(ByteRange range);
@@ -85,7 +87,8 @@ class CopyEngine {
   /// Moves everything on that can move; waits for I/O at most `timeout`. Appends finished jobs to `results`.
   void poll(Nanoseconds timeout, std::vector<JobResult>& results);
 
-  /// Flushes every target that is not failed. Asked for once at a time; flush_done() tells when, with one entry a target.
+  /// Flushes every target that is not failed. Asked for once at a time; flush_done() tells when, with one
+  /// entry a target.
   void start_flush();
   bool flush_in_flight() const;
   /// The finished flush's outcome, once; nothing while none has finished.
@@ -98,7 +101,8 @@ class CopyEngine {
   std::size_t jobs_in_flight() const;
   /// Ranges of the jobs in flight (for checkpoints: they are neither dirty nor copied).
   std::vector<ByteRange> ranges_in_flight() const;
-  /// Age of the oldest request that the kernel has not given back, and its device: to report devices that hang.
+  /// Age of the oldest request that the kernel has not given back, and its device: to report devices that
+  /// hang.
   struct Oldest {
     Nanoseconds age;
     const Device* device;
@@ -107,7 +111,52 @@ class CopyEngine {
   };
   std::optional<Oldest> oldest_request() const;
 
-  const CopyEngineStats& stats() const;
+  const CopyEngineStats& stats() const { return stats_; }
+
+ private:
+  struct Slot;
+  struct Request;
+  struct TargetWork;
+
+  Slot& take_slot(JobKind kind, ByteRange range, Device* read_from);
+  void submit(Request& request, IoOperation operation, Device& device, ByteRange range, std::byte* data);
+  void dispatch(Request& request);
+
+  // The data path, in the order it runs.
+  void read_next(Slot& slot);
+  void finished_read(Slot& slot);
+  void read_failed(Slot& slot, int errno_value);
+  void skip_granule(Slot& slot);
+  void checksum_and_find_zeroes(Slot& slot);
+  void start_writes(Slot& slot);
+  void cut_for_target(Slot& slot, std::size_t target);
+  void write_next(TargetWork& work);
+  void finished_write(TargetWork& work);
+  void write_failed(TargetWork& work, int errno_value);
+  void work_done(TargetWork& work);
+  void finish_job(Slot& slot);
+  void finished_flush(Request& request);
+
+  IoQueue& queue_;
+  Clock& clock_;
+  Device& source_;
+  const std::vector<Device*> targets_;
+  const CopyEngineOptions options_;
+  const std::uint64_t zero_checksum_;  ///< of a whole granule of zeroes
+  std::byte* const zeroes_;            ///< io_bytes of zeroes, in the registered memory
+
+  std::vector<std::unique_ptr<Slot>> slots_;
+  std::vector<Slot*> free_slots_;
+  std::vector<bool> dropped_;                      ///< by target
+  std::vector<bool> zero_unsupported_;             ///< by target: found out by trying
+  std::vector<std::unique_ptr<Request>> flushes_;  ///< by target
+  std::vector<std::optional<Error>> flush_errors_;
+  std::size_t flushes_left_ = 0;
+  bool flush_finished_ = false;
+  std::vector<IoRequest*> completed_;
+  std::vector<JobResult>* results_ = nullptr;  ///< of the poll under way
+  std::vector<JobResult> early_results_;       ///< of jobs that ended outside of a poll
+  CopyEngineStats stats_;
 };
 
 }  // namespace blockferry

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block device, as the engine sees it: real ones (file_device.h), later NBD, and in tests FaultDevice and SimDevice.
+// A block device, as the engine sees it: real ones (file_device.h), later NBD, and in tests FaultDevice and
+// SimDevice.
 //
-// A device is submitted requests, and its queue (io_queue.h) gives them back when they are done. One thread owns a
-// queue and every device on it.
+// A device is submitted requests, and its queue (io_queue.h) gives them back when they are done. One thread
+// owns a queue and every device on it.
 #pragma once
 
 #include <cstddef>
@@ -18,23 +19,25 @@ namespace blockferry {
 enum class IoOperation : std::uint8_t {
   read,
   write,
-  zero,   ///< make the range read as zeroes, giving its space back where the device can (never a mere discard)
+  zero,  ///< make the range read as zeroes, giving its space back where the device can (never a mere discard)
   flush,  ///< everything completed before is durable after; offset and bytes are unused
 };
 
 class Device;
 
-/// One operation in flight. Owned by whoever submits it; must stay in place until the queue has given it back.
+/// One operation in flight. Owned by whoever submits it; must stay in place until the queue has given it
+/// back.
 struct IoRequest {
   IoOperation operation = IoOperation::read;
-  /// Aligned to the device's logical block. `bytes` may be any length where the range ends at the end of what is
-  /// copied; then the buffer behind `data` must have room up to the next multiple of 4096 bytes, which the device may
-  /// read into or, for a write, fill with zeroes and write.
+  /// Aligned to the device's logical block. `bytes` may be any length where the range ends at the end of what
+  /// is copied; then the buffer behind `data` must have room up to the next multiple of 4096 bytes, which the
+  /// device may read into or, for a write, fill with zeroes and write.
   std::uint64_t offset = 0;
   std::uint64_t bytes = 0;
   std::byte* data = nullptr;  ///< read and write only; inside the memory registered with the queue
 
-  /// Set when it comes back: bytes done, never more than `bytes` (short counts happen), 0 for zero and flush, or -errno.
+  /// Set when it comes back: bytes done, never more than `bytes` (short counts happen), 0 for zero and flush,
+  /// or -errno.
   std::int64_t result = 0;
 
   // Kept by the device and the queue; the submitter may read them.
@@ -47,8 +50,9 @@ struct IoRequest {
 enum class DeviceKind : std::uint8_t { block, file, simulated };
 
 struct DeviceInfo {
-  std::string uri;       ///< as shown to people: an absolute path
-  std::string identity;  ///< names the same volume over restarts: "diskseq:…", "file:dev:inode", partition UUIDs
+  std::string uri;  ///< as shown to people: an absolute path
+  std::string
+      identity;  ///< names the same volume over restarts: "diskseq:…", "file:dev:inode", partition UUIDs
   DeviceKind kind = DeviceKind::file;
   std::uint64_t bytes = 0;
   std::uint32_t logical_block_bytes = 512;
@@ -74,9 +78,9 @@ class Device {
   /// The region that begins at `offset` (offset < bytes). A device without holes answers {false, bytes}.
   virtual Result<DeviceRegion> region_at(std::uint64_t offset) = 0;
 
-  /// An opaque text that differs whenever the device may have been written since an earlier call (write counters of
-  /// the disk, a file's change time), or nothing where the device cannot vouch for that. Equal texts, also across
-  /// processes, mean: unchanged. Asked only while no write of ours is in flight.
+  /// An opaque text that differs whenever the device may have been written since an earlier call (write
+  /// counters of the disk, a file's change time), or nothing where the device cannot vouch for that. Equal
+  /// texts, also across processes, mean: unchanged. Asked only while no write of ours is in flight.
   virtual std::optional<std::string> change_stamp() = 0;
 };
 

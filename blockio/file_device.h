@@ -22,13 +22,15 @@ struct FileDeviceOptions {
   std::uint64_t file_bytes = 0;
   bool create = false;
   bool resize = false;  ///< target files only: cut or grow an existing file to file_bytes
-  /// After a crash of our own the kernel may still hold the device for the dead process's I/O: keep trying this long.
+  /// After a crash of our own the kernel may still hold the device for the dead process's I/O: keep trying
+  /// this long.
   Nanoseconds busy_wait = Nanoseconds(0);
 };
 
-/// Opens and claims the device: O_EXCL for block devices (and the BSD lock of the whole disk, for targets, so that
-/// udev leaves it alone), flock for files (shared for sources, exclusive for targets). The queue must outlive the
-/// device; the device must outlive its requests. Everything is released when the device is destroyed.
+/// Opens and claims the device: O_EXCL for block devices (and the BSD lock of the whole disk, for targets, so
+/// that udev leaves it alone), flock for files (shared for sources, exclusive for targets). The queue must
+/// outlive the device; the device must outlive its requests. Everything is released when the device is
+/// destroyed.
 Result<std::unique_ptr<Device>> open_file_device(FileQueue& queue, const std::string& path,
                                                  const FileDeviceOptions& options);
 

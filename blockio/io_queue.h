@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The queue that a run's devices share: requests go in through Device::submit, and come out of wait() when done.
-// One thread owns a queue.
+// The queue that a run's devices share: requests go in through Device::submit, and come out of wait() when
+// done. One thread owns a queue.
 #pragma once
 
 #include <cstddef>
@@ -22,15 +22,16 @@ class IoQueue {
   /// Registers the one region of memory that all `data` pointers lie in. Called once, before any submit.
   virtual Result<void> register_memory(std::span<std::byte> memory) = 0;
 
-  /// Sends what is queued, then waits until at least one request is done or the timeout passes (0: only looks).
-  /// Appends the done ones to `completed`. Nothing in flight and nothing posted: returns at once.
+  /// Sends what is queued, then waits until at least one request is done or the timeout passes (0: only
+  /// looks). Appends the done ones to `completed`. Nothing in flight and nothing posted: returns at once.
   virtual void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) = 0;
 
-  /// Gives a request back at the next wait() with this result, without any I/O: for wrapping and emulating devices.
+  /// Gives a request back at the next wait() with this result, without any I/O: for wrapping and emulating
+  /// devices.
   virtual void post(IoRequest& request, std::int64_t result) = 0;
 
-  /// Requests taken and not given back yet. The queue and its memory must outlive them: a queue whose device hangs
-  /// is kept until this is 0.
+  /// Requests taken and not given back yet. The queue and its memory must outlive them: a queue whose device
+  /// hangs is kept until this is 0.
   virtual std::size_t in_flight() const = 0;
 };
 
@@ -41,11 +42,12 @@ Result<IoEngine> parse_io_engine(const std::string& name);  ///< "auto", "uring"
 /// A queue over the kernel's file I/O. `post` and wait() as above; devices add themselves.
 class FileQueue : public IoQueue {
  public:
-  /// Takes a file descriptor into the queue (registered where the kernel offers that); it must stay open as long as
-  /// the queue lives. Returns its slot.
+  /// Takes a file descriptor into the queue (registered where the kernel offers that); it must stay open as
+  /// long as the queue lives. Returns its slot.
   virtual Result<unsigned> add_file(int fd) = 0;
 
-  /// Queues a request on a slot. `bytes` is the length to ask of the kernel (already rounded to the block size).
+  /// Queues a request on a slot. `bytes` is the length to ask of the kernel (already rounded to the block
+  /// size).
   virtual void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) = 0;
 
   /// "io_uring" or "libaio", for people and metrics.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prometheus metrics. Counters live as long as the process, whatever becomes of the runs; gauges are read off the runs
-// when scraped. Thread-safe.
+// Prometheus metrics. Counters live as long as the process, whatever becomes of the runs; gauges are read off
+// the runs when scraped. Thread-safe.
 #pragma once
 
 #include <memory>

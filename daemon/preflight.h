@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Preflight: what stands against a run, what would happen, and what refers to the old disk. Opens nothing for writing
-// and changes nothing.
+// Preflight: what stands against a run, what would happen, and what refers to the old disk. Opens nothing for
+// writing and changes nothing.
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "blockio/base/error.h"
 #include "daemon/messages/messages.h"
@@ -26,10 +27,10 @@ struct PreflightVolume {
   std::string identity;
   std::uint64_t bytes = 0;
   std::uint32_t logical_block_bytes = 0;
-  std::vector<std::string> mounts;      ///< mount points, in any mount namespace
-  std::vector<std::string> holders;     ///< dm/md names, "swap", "process 123 (name)", "loop3"
-  std::string content;                  ///< "ext4", "gpt", "LVM2_member", … or empty
-  bool in_use = false;                  ///< mounted, held, or open for writing elsewhere
+  std::vector<std::string> mounts;   ///< mount points, in any mount namespace
+  std::vector<std::string> holders;  ///< dm/md names, "swap", "process 123 (name)", "loop3"
+  std::string content;               ///< "ext4", "gpt", "LVM2_member", … or empty
+  bool in_use = false;               ///< mounted, held, or open for writing elsewhere
 };
 
 struct PreflightReport {
@@ -37,7 +38,8 @@ struct PreflightReport {
   std::vector<PreflightVolume> targets;
   std::vector<PreflightFinding> refusals;  ///< in the order of importance; empty: the run may start
   std::vector<PreflightFinding> warnings;
-  /// What refers to the source's disk by name: fstab and crypttab lines, LVM, multipath, by-id links, UUIDs the clone doubles.
+  /// What refers to the source's disk by name: fstab and crypttab lines, LVM, multipath, by-id links, UUIDs
+  /// the clone doubles.
   std::vector<PreflightFinding> references;
   std::string mode;     ///< "full", "incremental": what it would be
   std::string tracker;  ///< "checksum" or "none": what would serve
@@ -50,7 +52,8 @@ struct VolumeInUse {
   bool as_target = false;
 };
 
-/// invalid_argument where the request itself makes no sense; everything about the volumes becomes a refusal in the report.
+/// invalid_argument where the request itself makes no sense; everything about the volumes becomes a refusal
+/// in the report.
 Result<PreflightReport> preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use);
 
 /// The first refusal as an error of code refused; "" operation forms are made for one line.

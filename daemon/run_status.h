@@ -3,10 +3,11 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json_fwd.hpp>
 
 #include "blockio/base/error.h"
 #include "blockio/base/units.h"
@@ -15,11 +16,20 @@
 namespace blockferry {
 
 enum class RunState : std::uint8_t {
-  queued, copying, tracking, paused, cutting_over, verifying, completed, failed, cancelled, rolled_back
+  queued,
+  copying,
+  tracking,
+  paused,
+  cutting_over,
+  verifying,
+  completed,
+  failed,
+  cancelled,
+  rolled_back
 };
 const char* run_state_name(RunState state);  ///< as in the contract: "cutting-over"
 std::optional<RunState> run_state_from_name(const std::string& name);
-bool run_state_ended(RunState state);        ///< completed, failed, cancelled, rolled-back
+bool run_state_ended(RunState state);  ///< completed, failed, cancelled, rolled-back
 
 enum class PassKind : std::uint8_t { full, incremental, checksum, final };
 const char* pass_kind_name(PassKind kind);
@@ -41,7 +51,7 @@ struct TargetStatus {
 struct RunStatus {
   std::string id;
   RunState state = RunState::queued;
-  RunRequest request;              ///< name, kind, options
+  RunRequest request;  ///< name, kind, options
   std::string mode = "full";
   std::string tracker = "none";
   std::string source_uri, source_identity;
@@ -56,18 +66,19 @@ struct RunStatus {
   std::optional<double> downtime_ms;
   std::optional<std::uint64_t> throughput_bytes_per_second;
   std::optional<double> eta_seconds;
-  double progress = 0;             ///< 0 … 1 of the work known now, verification included
-  std::string activity;            ///< "copying", "comparing", "verifying", "flushing", "waiting for …": for progress lines
+  double progress = 0;  ///< 0 … 1 of the work known now, verification included
+  std::string
+      activity;  ///< "copying", "comparing", "verifying", "flushing", "waiting for …": for progress lines
   std::uint64_t granules_verified = 0;
   std::uint64_t granules_mismatched = 0;
   bool verify_ran = false;
   std::uint64_t granules_dirty = 0;
   std::vector<ByteRange> bad_ranges;
-  std::uint64_t restarts = 0;      ///< how often the run was taken up again by a new process
+  std::uint64_t restarts = 0;  ///< how often the run was taken up again by a new process
   std::optional<Error> error;
-  std::string warning;             ///< "no answer from /dev/sdb for 30 s"; empty when there is none
+  std::string warning;  ///< "no answer from /dev/sdb for 30 s"; empty when there is none
   unsigned io_in_flight = 0;
-  std::string io_engine;           ///< "io_uring" or "libaio"
+  std::string io_engine;                                ///< "io_uring" or "libaio"
   double created_at = 0, started_at = 0, ended_at = 0;  ///< wall clock, 0: not yet
 };
 

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+// Why no set bit is ever hidden, with markers and the claiming owner at work at the same time:
+//
+//   A marker sets the leaf bit, then the summary bits above it, from the bottom up.
+//   The owner, having cleared a leaf word to zero, clears its summary bit, then looks at the leaf word again;
+//   if a marker has been there meanwhile, the owner sets the summary bit again. Likewise on every level
+//   above.
+//
+// All of these are sequentially consistent. Either the marker's leaf bit came before the owner's second look,
+// then the owner restores the summary; or it came after, then the marker's own summary bit comes after the
+// owner's clearing. A summary bit above an empty word may remain for a moment; that costs a look and hides
+// nothing.
+#include "bitmap/change_bitmap.h"
+
+#include <algorithm>
+#include <bit>
+
+#include <sys/mman.h>
+
+#include "blockio/base/check.h"
+
+namespace blockferry {
+
+namespace {
+
+constexpr std::uint64_t word_bits = 64;
+constexpr std::uint64_t page_words = ChangeBitmap::page_bits / word_bits;
+constexpr std::uint64_t none = UINT64_MAX;
+
+std::atomic_ref<std::uint64_t> at(std::uint64_t& word) {
+  return std::atomic_ref(word);
+}
+std::uint64_t load(const std::uint64_t& word) {
+  return std::atomic_ref(const_cast<std::uint64_t&>(word)).load(std::memory_order_seq_cst);
+}
+
+/// The bits of `word` that lie in [first, first + bits).
+std::uint64_t mask_in_word(std::uint64_t word, std::uint64_t first, std::uint64_t bits) {
+  const std::uint64_t start = word * word_bits;
+  const std::uint64_t from = std::max(first, start) - start;
+  const std::uint64_t to = std::min(first + bits, start + word_bits) - start;
+  return (to - from == word_bits ? ~0ULL : ((1ULL << (to - from)) - 1)) << from;
+}
+
+std::uint64_t* reserve(std::uint64_t words) {
+  void* memory = ::mmap(nullptr, words * sizeof(std::uint64_t), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  BLOCKFERRY_CHECK(memory != MAP_FAILED, "no address space for a change bitmap");
+  return static_cast<std::uint64_t*>(memory);
+}
+
+}  // namespace
+
+ChangeBitmap::ChangeBitmap(std::uint64_t granule_count) : granule_count_(granule_count) {
+  std::uint64_t bits = std::max<std::uint64_t>(granule_count, 1);
+  do {
+    const std::uint64_t words = (bits + word_bits - 1) / word_bits;
+    levels_.push_back({reserve(words), words});
+    bits = words;
+  } while (bits > 1);
+}
+
+ChangeBitmap::~ChangeBitmap() {
+  for (const auto& level : levels_) ::munmap(level.words, level.count * sizeof(std::uint64_t));
+}
+
+std::uint64_t ChangeBitmap::granule_count() const {
+  return granule_count_;
+}
+std::uint64_t ChangeBitmap::page_count() const {
+  return (granule_count_ + page_bits - 1) / page_bits;
+}
+std::uint64_t ChangeBitmap::count() const {
+  return set_count_.load(std::memory_order_seq_cst);
+}
+
+void ChangeBitmap::set(GranuleRange range) {
+  BLOCKFERRY_CHECK(range.first <= granule_count_ && range.count <= granule_count_ - range.first,
+                   "a mark beyond the volume");
+  if (range.count == 0) return;
+  set_count_ += set_words(range.first, range.count);
+  raise_summaries(range.first / word_bits, (range.end() - 1) / word_bits);
+}
+
+/// Returns how many bits were clear before.
+std::uint64_t ChangeBitmap::set_words(std::uint64_t first_bit, std::uint64_t bits) {
+  std::uint64_t added = 0;
+  const std::uint64_t last = (first_bit + bits - 1) / word_bits;
+  for (std::uint64_t word = first_bit / word_bits; word <= last; ++word) {
+    const std::uint64_t mask = mask_in_word(word, first_bit, bits);
+    const std::uint64_t before = at(levels_[0].words[word]).fetch_or(mask);
+    added += std::uint64_t(std::popcount(mask & ~before));
+  }
+  return added;
+}
+
+void ChangeBitmap::raise_summaries(std::uint64_t first_word, std::uint64_t last_word) {
+  for (std::size_t level = 1; level < levels_.size(); ++level) {
+    const std::uint64_t first = first_word / word_bits, last = last_word / word_bits;
+    for (std::uint64_t word = first; word <= last; ++word) {
+      at(levels_[level].words[word]).fetch_or(mask_in_word(word, first_word, last_word - first_word + 1));
+    }
+    first_word = first;
+    last_word = last;
+  }
+}
+
+/// A word of level 0 may have become zero: clears what stands above it, and looks again.
+void ChangeBitmap::lower_summaries(std::uint64_t word) {
+  for (std::size_t level = 1; level < levels_.size(); ++level) {
+    if (load(levels_[level - 1].words[word]) != 0) return;
+    const std::uint64_t bit = 1ULL << (word % word_bits);
+    at(levels_[level].words[word / word_bits]).fetch_and(~bit);
+    if (load(levels_[level - 1].words[word]) != 0) {
+      // A marker came between. It raises its own summaries too, but perhaps it already had.
+      for (std::size_t above = level; above < levels_.size(); ++above, word /= word_bits) {
+        at(levels_[above].words[word / word_bits]).fetch_or(1ULL << (word % word_bits));
+      }
+      return;
+    }
+    word /= word_bits;
+  }
+}
+
+void ChangeBitmap::clear(GranuleRange range) {
+  BLOCKFERRY_CHECK(range.first <= granule_count_ && range.count <= granule_count_ - range.first,
+                   "a range beyond the volume");
+  if (range.count == 0) return;
+  const std::uint64_t last = (range.end() - 1) / word_bits;
+  for (std::uint64_t word = range.first / word_bits; word <= last; ++word) {
+    const std::uint64_t mask = mask_in_word(word, range.first, range.count);
+    if (load(levels_[0].words[word]) == 0) continue;  // also spares memory that was never touched
+    const std::uint64_t before = at(levels_[0].words[word]).fetch_and(~mask);
+    set_count_ -= std::uint64_t(std::popcount(before & mask));
+    if ((before & ~mask) == 0) lower_summaries(word);
+  }
+}
+
+void ChangeBitmap::set_all() {
+  set({0, granule_count_});
+}
+
+void ChangeBitmap::clear_all() {
+  for (const auto& level : levels_)
+    ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_DONTNEED);
+  set_count_ = 0;
+}
+
+bool ChangeBitmap::test(std::uint64_t granule) const {
+  BLOCKFERRY_CHECK(granule < granule_count_, "a granule beyond the volume");
+  return (load(levels_[0].words[granule / word_bits]) >> (granule % word_bits) & 1) != 0;
+}
+
+std::uint64_t ChangeBitmap::count(GranuleRange range) const {
+  if (range.count == 0) return 0;
+  std::uint64_t total = 0;
+  const std::uint64_t last = (range.end() - 1) / word_bits;
+  for (std::uint64_t word = next_set_word(range.first / word_bits); word <= last;
+       word = next_set_word(word + 1)) {
+    total += std::uint64_t(
+        std::popcount(load(levels_[0].words[word]) & mask_in_word(word, range.first, range.count)));
+  }
+  return total;
+}
+
+/// The first word of level 0, at or after `from`, that may be other than zero: up through the summaries until
+/// one has a bit to the right, then down along it.
+std::uint64_t ChangeBitmap::next_set_word(std::uint64_t from) const {
+  if (from >= levels_[0].count) return none;
+  if (load(levels_[0].words[from]) != 0) return from;
+  std::uint64_t index = from + 1;  // an index into the words of level - 1
+  std::size_t level = 1;
+  while (level < levels_.size()) {
+    const Level& summary = levels_[level];
+    const std::uint64_t word = index / word_bits;
+    if (word >= summary.count) return none;
+    const std::uint64_t bits = load(summary.words[word]) & (~0ULL << (index % word_bits));
+    if (bits == 0) {
+      index = word + 1;
+      ++level;
+      continue;
+    }
+    index = word * word_bits + std::uint64_t(std::countr_zero(bits));
+    if (--level == 0) {
+      if (index >= levels_[0].count) return none;
+      if (load(levels_[0].words[index]) != 0) return index;
+      ++index;  // a summary bit left for a moment
+      level = 1;
+      continue;
+    }
+    index *= word_bits;
+  }
+  return none;
+}
+
+std::uint64_t ChangeBitmap::run_length(std::uint64_t first, std::uint64_t count_max) const {
+  const std::uint64_t limit = std::min(count_max, granule_count_ - first);
+  std::uint64_t length = 0;
+  while (length < limit) {
+    const std::uint64_t bit = first + length;
+    const std::uint64_t word = load(levels_[0].words[bit / word_bits]) >> (bit % word_bits);
+    const auto ones = std::uint64_t(std::countr_one(word));
+    const std::uint64_t room = word_bits - bit % word_bits;
+    length += std::min(ones, room);
+    if (ones < room) break;
+  }
+  return std::min(length, limit);
+}
+
+std::optional<GranuleRange> ChangeBitmap::find(std::uint64_t from, std::uint64_t count_max) const {
+  if (from >= granule_count_ || count_max == 0) return std::nullopt;
+  for (std::uint64_t word = next_set_word(from / word_bits); word != none; word = next_set_word(word + 1)) {
+    std::uint64_t bits = load(levels_[0].words[word]);
+    if (word == from / word_bits) bits &= ~0ULL << (from % word_bits);
+    if (bits == 0) continue;
+    const std::uint64_t first = word * word_bits + std::uint64_t(std::countr_zero(bits));
+    return GranuleRange{first, run_length(first, count_max)};
+  }
+  return std::nullopt;
+}
+
+std::optional<GranuleRange> ChangeBitmap::claim(std::uint64_t from, std::uint64_t count_max) {
+  // Only the owner clears, so what find() saw set still is.
+  const auto range = find(from, count_max);
+  if (range) clear(*range);
+  return range;
+}
+
+void ChangeBitmap::read_page(std::uint64_t page, std::uint64_t (&words)[512]) const {
+  static_assert(page_words == 512);
+  for (std::uint64_t i = 0; i < page_words; ++i) {
+    const std::uint64_t word = page * page_words + i;
+    words[i] = word < levels_[0].count ? load(levels_[0].words[word]) : 0;
+  }
+}
+
+void ChangeBitmap::or_page(std::uint64_t page, const std::uint64_t (&words)[512]) {
+  for (std::uint64_t i = 0; i < page_words; ++i) {
+    const std::uint64_t word = page * page_words + i;
+    if (words[i] == 0) continue;
+    BLOCKFERRY_CHECK(word < levels_[0].count, "a page beyond the volume");
+    const std::uint64_t beyond = granule_count_ - word * word_bits;
+    const std::uint64_t valid = beyond >= word_bits ? ~0ULL : (1ULL << beyond) - 1;
+    const std::uint64_t before = at(levels_[0].words[word]).fetch_or(words[i] & valid);
+    set_count_ += std::uint64_t(std::popcount(words[i] & valid & ~before));
+    raise_summaries(word, word);
+  }
+}
+
+bool ChangeBitmap::page_has_bits(std::uint64_t page) const {
+  const std::uint64_t word = next_set_word(page * page_words);
+  return word < (page + 1) * page_words;
+}
+
+}  // namespace blockferry

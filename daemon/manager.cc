@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of runs, their queue and their threads. What people ask of it is in manager_verbs.cc.
+#include "daemon/manager.h"
+
+#include <algorithm>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include "daemon/real_environment.h"
+
+namespace blockferry {
+
+Manager::Manager(StateDirectory& state, const ManagerOptions& options) : state_(state), options_(options) {}
+
+Result<std::unique_ptr<Manager>> Manager::create(StateDirectory& state, const ManagerOptions& options) {
+  std::unique_ptr<Manager> manager(new Manager(state, options));
+  if (auto done = manager->load(); !done) return fail(done.error());
+  return manager;
+}
+
+Manager::~Manager() {
+  stop(std::chrono::hours(1));
+}
+
+Result<void> Manager::load() {
+  auto names = state_.list();
+  if (!names) return fail(names.error());
+  for (const auto& name : *names) {
+    const auto id = run_id_of_file(name);
+    if (!id) continue;
+    auto record = load_record(state_, *id);
+    Entry entry;
+    if (record && record->status.id == *id) {
+      entry.record = std::move(*record);
+    } else {
+      entry.damaged = true;
+      entry.record.status.id = *id;
+      entry.record.status.state = RunState::failed;
+      entry.record.status.error =
+          record ? make_error(ErrorCode::state_damaged, "read run record", name, "it holds another run's id")
+                 : record.error();
+    }
+    entry.after_restart = true;
+    entries_.emplace(*id, std::move(entry));
+  }
+  remove_orphans();
+  return {};
+}
+
+/// State files whose run was never recorded, or is forgotten. While a record cannot be read nothing is
+/// removed: it might be that run's.
+void Manager::remove_orphans() {
+  std::set<std::string> volumes;
+  for (const auto& [id, entry] : entries_) {
+    if (entry.damaged) return;
+    volumes.insert(entry.record.volume_id);
+  }
+  const auto names = state_.list();
+  if (!names) return;
+  for (const auto& name : *names) {
+    const auto volume = volume_id_of_file(name);
+    // A left-over costs only space: the next start tries again.
+    if (volume && !volumes.contains(*volume)) static_cast<void>(state_.remove(name));
+  }
+}
+
+void Manager::start() {
+  const std::lock_guard lock(mutex_);
+  for (auto& [id, entry] : entries_) {
+    RunStatus& status = entry.record.status;
+    if (entry.damaged || run_state_ended(status.state)) continue;
+    if (status.started_at != 0) ++status.restarts;
+    status.state = RunState::queued;
+  }
+  started_ = true;
+  keeper_ = std::thread([this] { keep(); });
+}
+
+void Manager::keep() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    lock.unlock();
+    take_back_finished();
+    lock.lock();
+    if (stopping_) return;
+    start_queued();
+    changed_.wait_for(lock, std::chrono::milliseconds(500));
+  }
+}
+
+bool Manager::fits(const RunRecord& record) const {
+  const auto bytes_of = [](const RunRecord& of) {
+    return CopyEngine::memory_bytes(
+        engine_options_for(of.status.request, of.status.granule_bytes, of.status.bytes_total));
+  };
+  unsigned running = 0;
+  std::uint64_t memory = bytes_of(record);
+  for (const auto& [id, entry] : entries_) {
+    if (!entry.active) continue;
+    ++running;
+    memory += bytes_of(entry.record);
+  }
+  return running == 0 || (running < options_.runs_max && memory <= options_.memory_bytes_max);
+}
+
+/// In the order in which they were asked for: a large one at the head is not overtaken for ever.
+void Manager::start_queued() {
+  std::vector<Entry*> queued;
+  for (auto& [id, entry] : entries_) {
+    if (!entry.active && !entry.damaged && entry.record.status.state == RunState::queued)
+      queued.push_back(&entry);
+  }
+  std::sort(queued.begin(), queued.end(),
+            [](auto* a, auto* b) { return a->record.status.created_at < b->record.status.created_at; });
+  for (auto* entry : queued) {
+    if (!fits(entry->record)) return;
+    auto environment = make_real_environment(state_, options_.io_engine, entry->after_restart);
+    RunLimits limits = options_.limits;
+    limits.metrics = &metrics_;
+    entry->active = std::make_shared<Run>(entry->record, std::move(environment), limits, [this] {
+      const std::lock_guard lock(mutex_);
+      changed_.notify_all();
+    });
+  }
+}
+
+/// A finished run's record comes back into the table; its thread is joined outside the mutex. One whose
+/// device hangs stays until the kernel lets go.
+void Manager::take_back_finished() {
+  std::vector<std::shared_ptr<Run>> done;
+  std::vector<RunStatus> ended;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& [id, entry] : entries_) {
+      if (!entry.active || !entry.active->drained()) continue;
+      entry.record = entry.active->record();
+      entry.after_restart = false;
+      ended.push_back(entry.record.status);
+      done.push_back(std::move(entry.active));
+    }
+  }
+  done.clear();
+  if (!options_.on_run_ended) return;
+  for (const auto& status : ended) options_.on_run_ended(status);
+}
+
+bool Manager::stop(Nanoseconds patience) {
+  std::vector<std::shared_ptr<Run>> active;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+    changed_.notify_all();
+    for (auto& [id, entry] : entries_) {
+      if (entry.active) active.push_back(entry.active);
+    }
+  }
+  if (keeper_.joinable()) keeper_.join();
+  for (auto& run : active) run->send([](RunCore& core) { core.stop(); }, Nanoseconds(0));
+  const Nanoseconds give_up = system_clock().now() + patience;
+  bool all = true;
+  for (auto& run : active) {
+    while (!run->drained() && system_clock().now() < give_up)
+      system_clock().sleep_for(std::chrono::milliseconds(2));
+    all = all && run->drained();
+  }
+  if (!all) return false;
+  active.clear();
+  take_back_finished();
+  return true;
+}
+
+std::size_t Manager::run_count() {
+  const std::lock_guard lock(mutex_);
+  return entries_.size();
+}
+
+std::string Manager::metrics_text() {
+  std::vector<RunStatus> runs;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, entry] : entries_) runs.push_back(entry.status());
+  }
+  return metrics_.text(runs);
+}
+
+}  // namespace blockferry

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/real_environment.h"
+
+#include <future>
+
+#include "blockio/file_device.h"
+#include "daemon/run_core.h"
+
+namespace blockferry {
+
+namespace {
+
+class ThreadTask : public BackgroundTask {
+ public:
+  explicit ThreadTask(std::function<Result<void>()> job)
+      : outcome_(std::async(std::launch::async, std::move(job))) {}
+  bool wait(Nanoseconds timeout) override { return outcome_.wait_for(timeout) == std::future_status::ready; }
+  Result<void> take() override { return outcome_.get(); }
+
+ private:
+  std::future<Result<void>> outcome_;
+};
+
+class RealEnvironment : public RunEnvironment {
+ public:
+  RealEnvironment(StateDirectory& state, IoEngine engine, bool after_restart)
+      : state_(state), engine_(engine), after_restart_(after_restart) {}
+
+  Clock& clock() override { return system_clock(); }
+  StateDirectory& state() override { return state_; }
+  Result<RunDevices> open_devices(const RunRecord& record) override;
+  std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
+    return std::make_unique<ThreadTask>(std::move(job));
+  }
+
+ private:
+  FileDeviceOptions source_options(const RunRecord& record) const;
+  FileDeviceOptions target_options(const RunRecord& record) const;
+
+  StateDirectory& state_;
+  const IoEngine engine_;
+  const bool after_restart_;
+};
+
+Nanoseconds busy_wait(bool after_restart) {
+  return after_restart ? std::chrono::seconds(30) : std::chrono::seconds(2);
+}
+
+FileDeviceOptions RealEnvironment::source_options(const RunRecord& record) const {
+  FileDeviceOptions options;
+  options.role = DeviceRole::source;
+  options.shared = record.status.tracker == "none" && record.status.request.force;
+  options.busy_wait = busy_wait(after_restart_);
+  return options;
+}
+
+FileDeviceOptions RealEnvironment::target_options(const RunRecord& record) const {
+  const bool first_start = record.bitmap_generation == 0;
+  FileDeviceOptions options;
+  options.role = DeviceRole::target;
+  options.file_bytes = record.status.bytes_total;
+  options.create = first_start;
+  options.resize = first_start && record.status.request.overwrite;
+  options.busy_wait = busy_wait(after_restart_);
+  return options;
+}
+
+Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
+  const RunRequest& request = record.status.request;
+  auto engine = request.io_engine == "auto" ? Result<IoEngine>(engine_) : parse_io_engine(request.io_engine);
+  if (!engine) return fail(engine.error());
+  const auto engine_options =
+      engine_options_for(request, record.status.granule_bytes, record.status.bytes_total);
+  // A job may have a request for each of its runs of zeroes and data, and for each target.
+  auto queue = make_file_queue(*engine, engine_options.depth * unsigned(2 + record.status.targets.size()));
+  if (!queue) return fail(queue.error());
+  RunDevices devices;
+  devices.io_engine = (*queue)->name();
+  if (!record.verify_only) {
+    auto source = open_file_device(**queue, record.status.source_uri, source_options(record));
+    if (!source) return fail(source.error());
+    devices.source = std::move(*source);
+  }
+  std::size_t opened = 0;
+  for (const auto& target : record.status.targets) {
+    auto device = open_file_device(**queue, target.uri, target_options(record));
+    devices.targets.push_back(device ? std::move(*device) : nullptr);
+    devices.target_errors.push_back(device ? std::nullopt : std::optional<Error>(device.error()));
+    opened += device ? 1 : 0;
+  }
+  if (opened == 0) return fail(*devices.target_errors.front());
+  devices.queue = std::move(*queue);
+  return devices;
+}
+
+}  // namespace
+
+std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, IoEngine engine,
+                                                      bool after_restart) {
+  return std::make_unique<RealEnvironment>(state, engine, after_restart);
+}
+
+}  // namespace blockferry

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// The world as the daemon gives it to a run: real devices, the real clock, threads.
+#pragma once
+
+#include <memory>
+
+#include "blockio/io_queue.h"
+#include "daemon/run_environment.h"
+
+namespace blockferry {
+
+/// `state` outlives the environment. `engine` is what ferryd was told; a run's own choice goes before it.
+/// `after_restart`: an earlier process may still hold the devices for a while.
+std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, IoEngine engine,
+                                                      bool after_restart);
+
+}  // namespace blockferry

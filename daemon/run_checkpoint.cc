@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is durable, and when. A checkpoint, step by step, while copying goes on:
+//
+//   begin_checkpoint   what was copied until now is set apart; every target is asked to flush
+//   flush_finished     the flush stands: the pages of the bitmap as they are true from now on are gathered
+//   start_commit       elsewhere, in this order: checksums synced, bitmap pages committed, the run's record
+//   replaced commit_finished    what was set apart is synced
+//
+// A crash before the bitmap's commit leaves the granules dirty; one after it, but before the record, leaves a
+// bitmap that is newer than the record says: right all the same, since the record holds only counts and
+// cursors that lag.
+#include "daemon/run_core.h"
+
+namespace blockferry {
+
+bool RunCore::checkpoint_due() const {
+  if (checkpoint_under_way()) return false;
+  if (phase_done_ || ending_ != Ending::none) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
+  if (record_.paused) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
+  return clock_.now() - checkpoint_finished_ >= limits_.checkpoint_interval;
+}
+
+void RunCore::begin_checkpoint() {
+  checkpoint_started_ = clock_.now();
+  quiet_checkpoint_ = engine_->jobs_in_flight() == 0;
+  volume_->begin_checkpoint();
+  bool any_target = false;
+  for (const auto& target : record_.status.targets) any_target |= !target.error.has_value();
+  if (!any_target) {
+    // Nothing was flushed, so nothing may become synced: what was copied went back to dirty when the last
+    // target failed.
+    return start_commit();
+  }
+  flushing_ = true;
+  engine_->start_flush();
+}
+
+void RunCore::flush_finished(const std::vector<std::optional<Error>>& outcome) {
+  flushing_ = false;
+  for (std::size_t i = 0; i < outcome.size(); ++i) {
+    if (outcome[i] && !engine_->target_dropped(i)) target_failed(i, *outcome[i], {0, 0});
+  }
+  start_commit();
+}
+
+void RunCore::start_commit() {
+  if (record_.phase == RunPhase::collecting) {
+    // The scan's marks are ordered but for what is in flight; all below collected() are complete.
+    volume_->note_collected(collect_committed_, collect_marked_end_);
+    record_.cursor = collect_committed_ = tracker_->collected();
+  } else if (record_.phase == RunPhase::verifying) {
+    record_.cursor = verify_next_;
+    for (const auto& range : engine_->ranges_in_flight()) {
+      record_.cursor = std::min(record_.cursor, volume_->geometry().granules_of(range).first);
+    }
+    for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
+      record_.target_stamps[i] =
+          engine_->target_dropped(i) ? std::nullopt : devices_.targets[i]->change_stamp();
+    }
+  }
+  commit_pages_ = volume_->pages_to_commit(engine_->ranges_in_flight());
+  RunRecord record = record_;
+  record.bitmap_generation = volume_->generation() + (commit_pages_.empty() ? 0 : 1);
+  if (quiet_checkpoint_) {
+    if (ending_ == Ending::completed) record.status.state = RunState::completed;
+    if (ending_ == Ending::failed) record.status.state = RunState::failed;
+    if (ending_ == Ending::cancelled) record.status.state = RunState::cancelled;
+    if (run_state_ended(record.status.state)) record.status.ended_at = clock_.wall_seconds();
+  }
+  record_.bitmap_generation = record.bitmap_generation;
+  commit_ = environment_.start([this, record = std::move(record)]() -> Result<void> {
+    if (auto done = volume_->commit(commit_pages_); !done) return done;
+    return save_record(environment_.state(), record);
+  });
+}
+
+void RunCore::commit_finished(const Result<void>& outcome) {
+  commit_.reset();
+  commit_pages_.clear();
+  volume_->finish_checkpoint(outcome.has_value());
+  checkpoint_finished_ = clock_.now();
+  record_.bitmap_generation = volume_->generation();
+  if (!outcome) {
+    quiet_checkpoint_ = ending_ != Ending::none;  // an ending run does not try for ever
+    return fail_run(outcome.error());
+  }
+  if (limits_.metrics != nullptr) {
+    limits_.metrics->add_checkpoint(
+        std::chrono::duration<double>(checkpoint_finished_ - checkpoint_started_).count());
+  }
+}
+
+/// Takes the checkpoint under way as far as it goes; waits for the commit only when there is no I/O to wait
+/// for.
+void RunCore::continue_checkpoint(Nanoseconds timeout) {
+  if (flushing_) {
+    if (const auto outcome = engine_->take_flush_result()) flush_finished(*outcome);
+  }
+  if (commit_ != nullptr && commit_->wait(engine_->jobs_in_flight() == 0 ? timeout : Nanoseconds(0))) {
+    commit_finished(commit_->take());
+  }
+}
+
+}  // namespace blockferry

@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/run_core.h"
+
+#include <algorithm>
+#include <bit>
+
+#include <sys/mman.h>
+
+#include "bitmap/checksum_tracker.h"
+#include "blockio/base/check.h"
+
+namespace blockferry {
+
+namespace {
+
+constexpr std::uint64_t default_io_bytes = 1 * MiB;
+constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;  // past the cache's size copying slows
+constexpr unsigned default_depth = 16;
+constexpr unsigned extra_passes_max = 3;
+
+}  // namespace
+
+std::uint64_t granule_bytes_for(std::uint64_t bytes_total) {
+  // 8 bytes of checksum for 4 KiB are 0.2 %; from 1 TiB on the granule doubles with the volume.
+  return std::max<std::uint64_t>(4 * KiB, std::bit_ceil(divide_up(bytes_total, TiB)) * 4 * KiB);
+}
+
+CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t granule_bytes,
+                                     std::uint64_t bytes_total) {
+  CopyEngineOptions options;
+  options.granule_bytes = granule_bytes;
+  options.io_bytes =
+      round_up(request.io_size_bytes != 0 ? request.io_size_bytes : default_io_bytes, granule_bytes);
+  options.io_bytes =
+      std::min(options.io_bytes, round_up(std::max<std::uint64_t>(bytes_total, 1), granule_bytes));
+  options.depth = request.queue_depth;
+  if (options.depth == 0) {
+    options.depth = std::clamp(unsigned(in_flight_bytes_max / options.io_bytes), 2U, 4 * default_depth);
+  }
+  const std::uint64_t jobs = std::max<std::uint64_t>(1, divide_up(bytes_total, options.io_bytes));
+  options.depth = unsigned(std::min<std::uint64_t>(options.depth, jobs));
+  options.skip_unreadable = request.on_read_error == OnReadError::skip;
+  return options;
+}
+
+/// Anonymous pages: aligned, and given back as a whole.
+struct RunCore::Memory {
+  explicit Memory(std::size_t bytes) : length(bytes) {
+    address = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  }
+  ~Memory() {
+    if (address != MAP_FAILED) ::munmap(address, length);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::span<std::byte> span() const { return {static_cast<std::byte*>(address), length}; }
+
+  void* address;
+  std::size_t length;
+};
+
+RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits& limits)
+    : environment_(environment), clock_(environment.clock()), limits_(limits), record_(std::move(record)) {
+  const RunStatus& status = record_.status;
+  engine_options_ = engine_options_for(status.request, status.granule_bytes, status.bytes_total);
+}
+
+RunCore::~RunCore() {
+  commit_.reset();  // the job uses volume_
+  engine_.reset();
+  devices_ = {};
+}
+
+// The start.
+
+void RunCore::start() {
+  pass_clock_ = checkpoint_finished_ = clock_.now();
+  if (record_.status.started_at == 0) record_.status.started_at = clock_.wall_seconds();
+  record_.status.error.reset();
+  record_.status.ended_at = 0;
+  Result<void> done = open_devices();
+  if (done) done = check_identity();
+  if (done) done = open_state();
+  if (done) {
+    make_engine();
+    done = take_back_targets();
+  }
+  if (!done) {
+    fail_run(done.error());
+    if (engine_ == nullptr) finish();
+    return;
+  }
+  limiter_.set_rate(record_.status.request.rate_bytes_per_second, clock_.now());
+  meter_.restart(clock_.now(), 0);
+  choose_first_phase();
+  update_status();
+}
+
+Result<void> RunCore::open_devices() {
+  auto devices = environment_.open_devices(record_);
+  if (!devices) return fail(devices.error());
+  devices_ = std::move(*devices);
+  record_.status.io_engine = devices_.io_engine;
+  memory_ = std::make_unique<Memory>(round_up(CopyEngine::memory_bytes(engine_options_), 4096));
+  if (memory_->address == MAP_FAILED) return fail(error_from_errno(ENOMEM, "allocate buffers", ""));
+  return devices_.queue->register_memory(memory_->span());
+}
+
+/// A run goes on only with the volumes that it began with.
+Result<void> RunCore::check_identity() {
+  const auto differs = [](const std::string& uri) {
+    return fail(make_error(ErrorCode::refused, "resume", uri,
+                           "another volume stands there now than when the run began"));
+  };
+  RunStatus& status = record_.status;
+  const DeviceInfo& source = devices_.source->info();
+  if (status.source_identity.empty()) status.source_identity = source.identity;
+  if (source.identity != status.source_identity || source.bytes != status.source_bytes)
+    return differs(source.uri);
+  for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
+    if (devices_.targets[i] == nullptr) continue;
+    const DeviceInfo& target = devices_.targets[i]->info();
+    if (target.bytes < status.bytes_total) {
+      return fail(
+          make_error(ErrorCode::refused, "open", target.uri, "the target is smaller than the source"));
+    }
+    if (status.targets[i].identity.empty()) status.targets[i].identity = target.identity;
+    if (target.identity != status.targets[i].identity) return differs(target.uri);
+    status.targets[i].bytes = target.bytes;
+  }
+  return {};
+}
+
+Result<void> RunCore::open_state() {
+  const VolumeGeometry geometry{record_.status.bytes_total, record_.status.granule_bytes};
+  auto volume =
+      record_.bitmap_generation == 0
+          ? VolumeState::create(environment_.state(), record_.volume_id, geometry)
+          : VolumeState::open(environment_.state(), record_.volume_id, geometry, record_.bitmap_generation);
+  if (!volume) return fail(volume.error());
+  volume_ = std::move(*volume);
+  record_.bitmap_generation = volume_->generation();
+  return {};
+}
+
+void RunCore::make_engine() {
+  // The engine takes devices by reference: where one is missing (a target that could not be opened, which is
+  // dropped at once; the source of a run that only verifies) another stands in and is never used.
+  std::vector<Device*> targets;
+  Device* stand_in = devices_.source.get();
+  for (const auto& target : devices_.targets) stand_in = stand_in == nullptr ? target.get() : stand_in;
+  BLOCKFERRY_CHECK(stand_in != nullptr, "a run without any device");
+  for (const auto& target : devices_.targets) targets.push_back(target != nullptr ? target.get() : stand_in);
+  engine_ = std::make_unique<CopyEngine>(*devices_.queue, clock_, *stand_in, targets, memory_->span(),
+                                         engine_options_);
+  for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
+    if (devices_.targets[i] == nullptr) engine_->drop_target(i);
+  }
+  stats_seen_ = engine_->stats();
+}
+
+/// Targets that failed earlier and are there again get all that they lack; targets that are missing now fail.
+Result<void> RunCore::take_back_targets() {
+  auto& targets = record_.status.targets;
+  record_.target_lags.resize(targets.size());
+  record_.target_stamps.resize(targets.size());
+  bool merged = false;
+  for (std::size_t i = 0; i < targets.size(); ++i) {
+    if (devices_.targets[i] == nullptr) {
+      if (!targets[i].error || !record_.target_lags[i]) {
+        targets[i].error.reset();
+        target_failed(i, devices_.target_errors[i].value_or(Error{}), {0, 0});
+      }
+      continue;
+    }
+    targets[i].error.reset();
+    if (!record_.target_lags[i]) continue;
+    if (auto done = volume_->merge_lag(environment_.state(), lag_file_name(record_.volume_id, i)); !done)
+      return done;
+    record_.target_lags[i] = false;
+    merged = true;
+  }
+  if (!merged) return {};
+  // Durable before a granule of the returning target's is overwritten; its lag file is only then dispensable.
+  volume_->begin_checkpoint();
+  if (auto done = volume_->commit(volume_->pages_to_commit({})); !done) return done;
+  volume_->finish_checkpoint(true);
+  record_.bitmap_generation = volume_->generation();
+  return save_record(environment_.state(), record_);
+}
+
+// Phases.
+
+/// What was synced by an earlier process is suspect when the source may have been written since: then the
+/// recorded checksums decide what is copied again.
+void RunCore::choose_first_phase() {
+  if (record_.status.passes.empty()) record_.status.passes.push_back({});
+  if (record_.verify_only) return resume_verifying();
+  const auto stamp = devices_.source->change_stamp();
+  const bool changed = !stamp || stamp != record_.source_stamp;
+  const bool inconsistent_by_choice = record_.status.tracker == "none" && record_.status.request.force;
+  if (changed && !inconsistent_by_choice) {
+    record_.suspect = true;
+    record_.cursor = 0;
+  }
+  record_.source_stamp = stamp;
+  // Where every granule is dirty nothing is vouched for, so nothing needs comparing.
+  if (volume_->dirty().count() == volume_->geometry().granule_count()) record_.suspect = false;
+  if (record_.suspect || record_.phase == RunPhase::collecting) return enter_collecting(current_pass().kind);
+  if (record_.phase == RunPhase::verifying && volume_->dirty().empty()) return resume_verifying();
+  enter_copying();
+}
+
+/// From the last checkpoint's place where no target was written since, else from the start.
+void RunCore::resume_verifying() {
+  const std::uint64_t cursor = record_.cursor, verified = record_.status.granules_verified;
+  const std::uint64_t mismatched = record_.status.granules_mismatched;
+  const std::uint32_t target = record_.verify_target;
+  bool same = target < devices_.targets.size() && !engine_->target_dropped(target);
+  for (std::size_t i = 0; same && i < devices_.targets.size(); ++i) {
+    const auto& stamp = record_.target_stamps[i];
+    same = engine_->target_dropped(i) || (stamp && stamp == devices_.targets[i]->change_stamp());
+  }
+  enter_verifying();
+  if (!same) return;
+  record_.verify_target = target;
+  record_.cursor = verify_next_ = cursor;
+  record_.status.granules_verified = verified;
+  record_.status.granules_mismatched = mismatched;
+}
+
+void RunCore::enter_collecting(PassKind kind) {
+  record_.phase = RunPhase::collecting;
+  current_pass().kind = kind;
+  record_.status.verify_ran = false;
+  record_.status.granules_verified = record_.status.granules_mismatched = 0;
+  collect_committed_ = collect_marked_end_ = record_.cursor;
+  tracker_ = make_checksum_tracker(volume_->geometry().granule_count(), volume_->checksums());
+  if (auto done = tracker_->begin_pass(volume_->dirty(), record_.cursor); !done) fail_run(done.error());
+}
+
+void RunCore::enter_copying() {
+  record_.phase = RunPhase::copying;
+  record_.cursor = 0;
+  copy_cursor_ = 0;
+}
+
+void RunCore::enter_verifying() {
+  record_.phase = RunPhase::verifying;
+  record_.cursor = verify_next_ = 0;
+  record_.verify_target = 0;
+  record_.status.verify_ran = true;
+  record_.status.granules_verified = record_.status.granules_mismatched = 0;
+  while (record_.verify_target < devices_.targets.size() && engine_->target_dropped(record_.verify_target)) {
+    ++record_.verify_target;
+  }
+}
+
+/// The phase's work is done and committed: what comes next.
+void RunCore::phase_finished() {
+  phase_done_ = false;
+  quiet_checkpoint_ = false;
+  switch (record_.phase) {
+    case RunPhase::collecting:
+      record_.suspect = false;
+      return enter_copying();
+    case RunPhase::copying: {
+      const auto stamp = devices_.source->change_stamp();
+      if (stamp != record_.source_stamp && record_.status.tracker != "none") {
+        if (++extra_passes_ <= extra_passes_max) {
+          record_.source_stamp = stamp;
+          record_.suspect = true;
+          record_.cursor = 0;
+          record_.status.passes.push_back({});
+          pass_clock_ = clock_.now();
+          return enter_collecting(PassKind::checksum);
+        }
+        return fail_run(make_error(ErrorCode::io, "copy", record_.status.source_uri,
+                                   "the source is being written; stop its writers and resume the run"));
+      }
+      if (record_.status.request.verify) return enter_verifying();
+      return end(Ending::completed);
+    }
+    case RunPhase::verifying:
+      while (++record_.verify_target < devices_.targets.size()) {
+        record_.cursor = verify_next_ = 0;
+        if (!engine_->target_dropped(record_.verify_target)) return;
+      }
+      return end(Ending::completed);
+  }
+}
+
+// Ends.
+
+void RunCore::end(Ending ending) {
+  if (ending_ != Ending::none) return;
+  RunStatus& status = record_.status;
+  if (ending == Ending::completed) {
+    for (const auto& target : status.targets) {
+      if (target.error) return fail_run(*target.error);
+    }
+    if (status.granules_mismatched > 0) {
+      record_.phase = RunPhase::copying;  // from here on it is a run that copies again what differs
+      record_.verify_only = false;
+      return fail_run(
+          make_error(ErrorCode::io, "verify", status.targets.front().uri,
+                     std::to_string(status.granules_mismatched) +
+                         " granules differ from their checksums; `ferryctl resume` copies them again"));
+    }
+  }
+  ending_ = ending;
+  ending_since_ = clock_.now();
+  phase_done_ = false;
+  quiet_checkpoint_ = false;
+}
+
+void RunCore::fail_run(Error error) {
+  if (ending_ == Ending::failed || finished_) return;
+  if (limits_.metrics != nullptr) limits_.metrics->add_error(error.code);
+  record_.status.error = std::move(error);
+  ending_ = Ending::failed;
+  ending_since_ = clock_.now();
+  phase_done_ = false;
+  quiet_checkpoint_ = false;
+}
+
+/// The last act: devices are released before anybody reads that the run has ended.
+void RunCore::finish() {
+  RunStatus& status = record_.status;
+  const bool hung = engine_ != nullptr && (engine_->jobs_in_flight() > 0 || engine_->flush_in_flight());
+  update_status();
+  if (!hung) {
+    engine_.reset();
+    devices_ = {};
+    memory_.reset();
+  }
+  switch (ending_) {
+    case Ending::completed:
+      status.state = RunState::completed;
+      break;
+    case Ending::failed:
+      status.state = RunState::failed;
+      break;
+    case Ending::cancelled:
+      status.state = RunState::cancelled;
+      break;
+    case Ending::stopped:
+    case Ending::none:
+      break;
+  }
+  if (run_state_ended(status.state)) {
+    status.ended_at = clock_.wall_seconds();
+    status.activity.clear();
+    status.eta_seconds = 0;
+    record_.paused = false;
+    if (status.state == RunState::completed) status.progress = 1;
+    if (limits_.metrics != nullptr) limits_.metrics->add_run_ended(status.state);
+  }
+  if (hung || volume_ == nullptr) {
+    // No last checkpoint was made: the record alone says how it ended; a failure of that is the run's least
+    // trouble.
+    if (auto saved = save_record(environment_.state(), record_); !saved && !status.error)
+      status.error = saved.error();
+  }
+  status.io_in_flight = 0;
+  finished_ = true;
+}
+
+// What others ask of it.
+
+void RunCore::pause() {
+  record_.paused = true;
+  quiet_checkpoint_ = false;
+  update_status();
+}
+
+void RunCore::resume() {
+  record_.paused = false;
+  quiet_checkpoint_ = false;
+  meter_.restart(clock_.now(), work_done_);
+  update_status();
+}
+
+void RunCore::cancel() {
+  end(Ending::cancelled);
+}
+
+void RunCore::stop() {
+  end(Ending::stopped);
+}
+
+void RunCore::set_rate(std::uint64_t bytes_per_second) {
+  record_.status.request.rate_bytes_per_second = bytes_per_second;
+  limiter_.set_rate(bytes_per_second, clock_.now());
+  meter_.restart(clock_.now(), work_done_);
+}
+
+bool RunCore::idle() const {
+  return finished_ || (record_.paused && ending_ == Ending::none && quiet_checkpoint_ &&
+                       !checkpoint_under_way() && engine_->jobs_in_flight() == 0);
+}
+
+// The step.
+
+void RunCore::step(Nanoseconds timeout) {
+  if (finished_) {
+    if (engine_ == nullptr) return;
+    results_.clear();
+    engine_->poll(timeout, results_);
+    if (engine_->jobs_in_flight() == 0 && !engine_->flush_in_flight()) {
+      engine_.reset();
+      devices_ = {};
+    }
+    return;
+  }
+  start_work();
+  results_.clear();
+  const bool io = engine_->jobs_in_flight() > 0 || flushing_;
+  if (io) {
+    engine_->poll(timeout, results_);
+  } else if (commit_ == nullptr && !phase_done_ && ending_ == Ending::none && !idle()) {
+    // Nothing to wait for but the rate's allowance, or nothing at all left of this phase.
+    if (!limiter_.may_start(clock_.now()))
+      clock_.sleep_for(std::min<Nanoseconds>(timeout, std::chrono::milliseconds(2)));
+  }
+  for (auto& result : results_) finished_job(result);
+  continue_checkpoint(timeout);
+  advance();
+  if (!finished_) update_status();
+}
+
+void RunCore::advance() {
+  const bool quiet = engine_->jobs_in_flight() == 0;
+  if (ending_ == Ending::none && quiet && !phase_done_ && !record_.paused) {
+    const bool verified =
+        record_.phase == RunPhase::verifying && (verify_next_ >= volume_->geometry().granule_count() ||
+                                                 engine_->target_dropped(record_.verify_target));
+    const bool collected =
+        record_.phase == RunPhase::collecting && tracker_->collected() >= volume_->geometry().granule_count();
+    const bool copied = record_.phase == RunPhase::copying && volume_->dirty().empty();
+    if (verified || collected || copied) {
+      phase_done_ = true;
+      quiet_checkpoint_ = false;
+    }
+  }
+  if (ending_ == Ending::cancelled || ending_ == Ending::stopped) {
+    const bool hung = !quiet || flushing_;
+    if (hung && clock_.now() - ending_since_ >= limits_.abandon_after) return finish();
+  }
+  if (checkpoint_due()) begin_checkpoint();
+  if (checkpoint_under_way() || !quiet || !quiet_checkpoint_) return;
+  if (ending_ != Ending::none) return finish();
+  if (phase_done_) phase_finished();
+}
+
+}  // namespace blockferry

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// A run: one volume's journey from its source to its targets. Single-threaded and driven by step(), so that
+// the daemon's run thread and the simulator drive the very same code.
+//
+//   start() ─ collecting ──> copying ──> verifying ──> completed
+//               │   ^           │            │
+//               │   └───────────┘ the source was written meanwhile: compare again
+//               └── each arrow is a checkpoint: drained, flushed, committed (run_checkpoint.cc)
+//
+// Files: run_core.cc (life and phases), run_data_path.cc (what is read and written, top to bottom),
+// run_checkpoint.cc (what is durable, and when), run_progress.cc (what is published).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bitmap/tracker.h"
+#include "blockio/copy_engine.h"
+#include "daemon/metrics.h"
+#include "daemon/progress_meter.h"
+#include "daemon/run_environment.h"
+#include "daemon/run_record.h"
+#include "daemon/volume_state.h"
+
+namespace blockferry {
+
+struct RunLimits {
+  Nanoseconds checkpoint_interval = std::chrono::seconds(5);
+  Nanoseconds stall_warning = std::chrono::seconds(10);  ///< a request older than this is reported
+  Nanoseconds abandon_after = std::chrono::seconds(1);   ///< cancel and stop wait this long for hung I/O
+  Metrics* metrics = nullptr;                            ///< may be absent
+};
+
+/// How a run cuts its I/O: chosen by volume size and request.
+CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t granule_bytes,
+                                     std::uint64_t bytes_total);
+/// The smallest granule that keeps state under 0.3 % and a bitmap of one volume within 32 MiB.
+std::uint64_t granule_bytes_for(std::uint64_t bytes_total);
+
+class RunCore {
+ public:
+  RunCore(RunRecord record, RunEnvironment& environment, const RunLimits& limits);
+  ~RunCore();
+
+  /// Opens state and devices and decides the first phase. On failure the run has ended as failed.
+  void start();
+  /// Moves on as far as it can; waits at most `timeout` for I/O. Precondition: start() was called.
+  void step(Nanoseconds timeout);
+
+  // What others ask of it, between steps.
+  void pause();
+  void resume();
+  void cancel();
+  /// For the daemon's own end: a checkpoint, and the record says that the run goes on.
+  void stop();
+  void set_rate(std::uint64_t bytes_per_second);
+
+  /// Nothing to do until it is asked: paused and quiet.
+  bool idle() const;
+  /// It has ended or stopped; status() is final and, unless draining(), the devices are released.
+  bool finished() const { return finished_; }
+  /// Finished, but the kernel still holds requests of a device that hangs: step() until false.
+  bool draining() const { return finished_ && engine_ != nullptr; }
+
+  const RunStatus& status() const { return record_.status; }
+  const RunRecord& record() const { return record_; }
+  /// Nothing before start() has opened the volume.
+  VolumeState* volume() { return volume_.get(); }
+
+ private:
+  enum class Ending : std::uint8_t { none, completed, failed, cancelled, stopped };
+
+  // run_core.cc: life and phases
+  Result<void> open_state();
+  Result<void> open_devices();
+  Result<void> check_identity();
+  Result<void> take_back_targets();
+  void choose_first_phase();
+  void resume_verifying();
+  void make_engine();
+  void enter_collecting(PassKind kind);
+  void enter_copying();
+  void enter_verifying();
+  void phase_finished();
+  void end(Ending ending);
+  void fail_run(Error error);
+  void finish();
+  void advance();
+  bool winding_down() const { return ending_ != Ending::none || record_.paused; }
+  PassStatus& current_pass() { return record_.status.passes.back(); }
+
+  // run_data_path.cc: what is read and written
+  void start_work();
+  void collect_more();
+  void copy_more();
+  void verify_more();
+  bool collect_hole(GranuleRange range);
+  bool verify_hole();
+  struct Claim {
+    GranuleRange range;
+    bool hole = false;
+  };
+  std::optional<Claim> next_claim();
+  std::uint64_t hole_granules(Device& device, std::uint64_t granule);
+  void finished_job(JobResult& result);
+  void finished_collecting(const JobResult& result, GranuleRange range);
+  void finished_copying(const JobResult& result, GranuleRange range);
+  void finished_verifying(const JobResult& result, GranuleRange range);
+  void compare_with_records(GranuleRange range, std::span<const std::uint64_t> checksums);
+  void add_bad_ranges(const std::vector<ByteRange>& unreadable);
+  void forget_bad_range(ByteRange copied);
+  void target_failed(std::size_t index, const Error& error, ByteRange also);
+
+  // run_progress.cc: what is published
+  void update_status();
+  void update_estimate();
+  void watch_for_stalls();
+  std::uint64_t work_left() const;
+
+  // run_checkpoint.cc: what is durable, and when
+  bool checkpoint_under_way() const { return flushing_ || commit_ != nullptr; }
+  bool checkpoint_due() const;
+  void begin_checkpoint();
+  void flush_finished(const std::vector<std::optional<Error>>& outcome);
+  void start_commit();
+  void commit_finished(const Result<void>& outcome);
+  void continue_checkpoint(Nanoseconds timeout);
+
+  // Constant after construction.
+  RunEnvironment& environment_;
+  Clock& clock_;
+  const RunLimits limits_;
+
+  RunRecord record_;  ///< the next record to be committed, but for what only a checkpoint settles
+  std::unique_ptr<VolumeState> volume_;
+  std::unique_ptr<Tracker> tracker_;
+  RunDevices devices_;
+  struct Memory;  ///< the engine's buffers
+  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<CopyEngine> engine_;
+  CopyEngineOptions engine_options_;
+
+  Ending ending_ = Ending::none;
+  Nanoseconds ending_since_{0};
+  bool phase_done_ = false;  ///< the phase's work is done; its checkpoint is asked for or under way
+  bool finished_ = false;
+  unsigned extra_passes_ = 0;  ///< made because the source was written meanwhile
+
+  std::uint64_t copy_cursor_ = 0;
+  struct {
+    const Device* device = nullptr;
+    std::uint64_t begin = 0;
+    DeviceRegion region;
+  } region_;                             ///< the last answer of region_at: one look a region, not one a claim
+  std::uint64_t verify_next_ = 0;        ///< the next granule to be asked for
+  std::uint64_t collect_committed_ = 0;  ///< tracker marks below this granule are committed
+  std::uint64_t collect_marked_end_ = 0;
+
+  bool flushing_ = false;
+  bool quiet_checkpoint_ = false;  ///< nothing was in flight when it began, and nothing was started since
+  std::unique_ptr<BackgroundTask> commit_;
+  std::vector<BitmapPage> commit_pages_;
+  Nanoseconds checkpoint_started_{0}, checkpoint_finished_{0};
+
+  std::vector<JobResult> results_;
+  CopyEngineStats stats_seen_;  ///< up to here they are in the status and the metrics
+  ProgressMeter meter_;
+  RateLimiter limiter_;
+  Nanoseconds pass_clock_{0};
+  std::uint64_t work_done_ = 0;  ///< bytes of any phase's work, of this process; for rate and progress
+};
+
+}  // namespace blockferry

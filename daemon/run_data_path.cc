@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run reads and writes, top to bottom: start_work() hands ranges to the engine as the phase asks,
+// finished_job() takes the results into the volume's state. The engine's side is blockio/copy_engine.cc.
+#include <algorithm>
+
+#include "blockio/base/check.h"
+#include "blockio/base/checksum.h"
+#include "daemon/run_core.h"
+
+namespace blockferry {
+
+namespace {
+
+constexpr std::uint64_t hole_bytes_max =
+    1 * GiB;  // one zero job: bounded, so that cancel and checkpoints stay quick
+constexpr std::size_t bad_ranges_max = 65536;  // beyond it the source is not worth skipping over
+
+}  // namespace
+
+void RunCore::start_work() {
+  if (winding_down() || phase_done_) return;
+  switch (record_.phase) {
+    case RunPhase::collecting:
+      return collect_more();
+    case RunPhase::copying:
+      return copy_more();
+    case RunPhase::verifying:
+      return verify_more();
+  }
+}
+
+// Collecting: the tracker says what it wants read; holes of the source are answered without reading.
+
+void RunCore::collect_more() {
+  const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
+  const auto& geometry = volume_->geometry();
+  unsigned holes = 0;
+  while (engine_->can_start() && limiter_.may_start(clock_.now())) {
+    const auto range = tracker_->next_read(count_max);
+    if (!range) return;
+    if (collect_hole(*range)) {
+      if (ending_ != Ending::none || ++holes == 4096) return;  // the caller's other duties come round
+      continue;
+    }
+    const ByteRange bytes = geometry.bytes_of(*range);
+    limiter_.spend(bytes.bytes);
+    engine_->start_checksum(*devices_.source, bytes);
+  }
+}
+
+/// A range inside a hole is read without any I/O: it holds zeroes.
+bool RunCore::collect_hole(GranuleRange range) {
+  if (hole_granules(*devices_.source, range.first) < range.count) return false;
+  const auto& geometry = volume_->geometry();
+  std::vector<std::uint64_t> checksums(range.count, crc64_of_zeroes(geometry.granule_bytes));
+  if (range.end() == geometry.granule_count())
+    checksums.back() = crc64_of_zeroes(geometry.granule_length(range.end() - 1));
+  if (auto done = tracker_->on_read(range, checksums); !done) {
+    fail_run(done.error());
+    return true;
+  }
+  collect_marked_end_ = std::max(collect_marked_end_, range.end());
+  work_done_ += geometry.bytes_of(range).bytes;
+  return true;
+}
+
+// Copying: claims of dirty granules, in order and round again.
+
+void RunCore::copy_more() {
+  while (engine_->can_start() && limiter_.may_start(clock_.now())) {
+    const auto claim = next_claim();
+    if (!claim) return;
+    const ByteRange bytes = volume_->geometry().bytes_of(claim->range);
+    copy_cursor_ = claim->range.end();
+    if (claim->hole) {
+      engine_->start_zero(bytes);
+    } else {
+      limiter_.spend(bytes.bytes);
+      engine_->start_copy(bytes);
+    }
+  }
+}
+
+/// Invariant 1: the dirty bit is cleared here, before anything is read.
+std::optional<RunCore::Claim> RunCore::next_claim() {
+  auto found = volume_->dirty().find(copy_cursor_, 1);
+  if (!found && copy_cursor_ > 0) found = volume_->dirty().find(0, 1);
+  if (!found) return std::nullopt;
+  const std::uint64_t hole = hole_granules(*devices_.source, found->first);
+  const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
+  const auto range = volume_->claim(found->first, hole > 0 ? hole : count_max);
+  BLOCKFERRY_CHECK(range && range->first == found->first, "a dirty granule was claimed by somebody else");
+  return Claim{*range, hole > 0};
+}
+
+/// How many whole granules from this one on lie in a hole large enough to be worth a zero request; 0: it is
+/// data. Where the device does not answer it is data, and the read will tell why.
+std::uint64_t RunCore::hole_granules(Device& device, std::uint64_t granule) {
+  const auto& geometry = volume_->geometry();
+  const std::uint64_t offset = granule * geometry.granule_bytes;
+  if (region_.device != &device || offset < region_.begin || offset >= region_.region.end) {
+    const auto region = device.region_at(offset);
+    region_ = {&device, offset, region && region->end > offset ? *region : DeviceRegion{false, offset + 1}};
+  }
+  if (!region_.region.hole) return 0;
+  const std::uint64_t end = std::min({region_.region.end, geometry.bytes, offset + hole_bytes_max});
+  if (end - offset < device.info().zero_run_bytes_min && end < geometry.bytes) return 0;
+  return end == geometry.bytes ? geometry.granule_count() - granule : (end - offset) / geometry.granule_bytes;
+}
+
+// Verifying: each target that did not fail, from its first granule to its last.
+
+void RunCore::verify_more() {
+  const auto& geometry = volume_->geometry();
+  const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
+  unsigned holes = 0;
+  while (verify_next_ < geometry.granule_count() && engine_->can_start() &&
+         limiter_.may_start(clock_.now())) {
+    if (engine_->target_dropped(record_.verify_target)) return;
+    if (verify_hole()) {
+      if (ending_ != Ending::none || ++holes == 64) return;
+      continue;
+    }
+    const GranuleRange range{verify_next_, std::min(count_max, geometry.granule_count() - verify_next_)};
+    verify_next_ = range.end();
+    limiter_.spend(geometry.bytes_of(range).bytes);
+    engine_->start_checksum(*devices_.targets[record_.verify_target], geometry.bytes_of(range));
+  }
+}
+
+/// A hole of the target agrees with records of zeroes without being read. Only the part before the first
+/// other record is taken; what follows is read.
+bool RunCore::verify_hole() {
+  const std::uint64_t hole = hole_granules(*devices_.targets[record_.verify_target], verify_next_);
+  if (hole == 0) return false;
+  const auto nonzero = volume_->checksums().next_nonzero(verify_next_);
+  if (!nonzero || *nonzero == verify_next_) return false;
+  const GranuleRange range{verify_next_, std::min(hole, *nonzero - verify_next_)};
+  verify_next_ = range.end();
+  record_.status.granules_verified += range.count;
+  work_done_ += volume_->geometry().bytes_of(range).bytes;
+  if (limits_.metrics != nullptr) limits_.metrics->add_verified(volume_->geometry().bytes_of(range).bytes, 0);
+  return true;
+}
+
+// Results.
+
+void RunCore::finished_job(JobResult& result) {
+  const GranuleRange range = volume_->geometry().granules_of(result.range);
+  work_done_ += result.range.bytes;
+  switch (record_.phase) {
+    case RunPhase::collecting:
+      return finished_collecting(result, range);
+    case RunPhase::copying:
+      return finished_copying(result, range);
+    case RunPhase::verifying:
+      return finished_verifying(result, range);
+  }
+}
+
+void RunCore::finished_collecting(const JobResult& result, GranuleRange range) {
+  if (result.read_error) return fail_run(*result.read_error);
+  add_bad_ranges(result.unreadable);
+  if (auto done = tracker_->on_read(range, result.checksums); !done) return fail_run(done.error());
+  collect_marked_end_ = std::max(collect_marked_end_, range.end());
+}
+
+void RunCore::finished_copying(const JobResult& result, GranuleRange range) {
+  for (std::size_t i = 0; i < result.target_errors.size(); ++i) {
+    if (result.target_errors[i]) target_failed(i, *result.target_errors[i], result.range);
+  }
+  if (result.read_error || ending_ == Ending::failed) {
+    volume_->give_back(range);
+    if (result.read_error) fail_run(*result.read_error);
+    return;
+  }
+  if (auto done = volume_->record_copied(range, result.checksums); !done) return fail_run(done.error());
+  if (result.unreadable.empty()) {
+    forget_bad_range(result.range);
+  } else {
+    add_bad_ranges(result.unreadable);
+  }
+  record_.status.bytes_copied += result.range.bytes;
+  record_.status.bytes_zeroed += result.bytes_zeroed;
+  current_pass().granules += range.count;
+  current_pass().bytes += result.range.bytes;
+}
+
+void RunCore::finished_verifying(const JobResult& result, GranuleRange range) {
+  if (result.read_error || !result.unreadable.empty()) {
+    Error error = result.read_error ? *result.read_error
+                                    : make_error(ErrorCode::io, "read back",
+                                                 devices_.targets[record_.verify_target]->info().uri,
+                                                 "the target cannot be read");
+    volume_->mark_mismatched(range);
+    return target_failed(record_.verify_target, error, result.range);
+  }
+  compare_with_records(range, result.checksums);
+}
+
+void RunCore::compare_with_records(GranuleRange range, std::span<const std::uint64_t> checksums) {
+  std::vector<std::uint64_t> recorded(range.count);
+  if (auto done = volume_->checksums().read(range.first, recorded); !done) return fail_run(done.error());
+  std::uint64_t mismatches = 0;
+  for (std::uint64_t i = 0; i < range.count; ++i) {
+    if (recorded[i] == checksums[i]) continue;
+    ++mismatches;
+    volume_->mark_mismatched({range.first + i, 1});
+  }
+  record_.status.granules_verified += range.count;
+  record_.status.granules_mismatched += mismatches;
+  if (limits_.metrics != nullptr) {
+    limits_.metrics->add_verified(volume_->geometry().bytes_of(range).bytes, mismatches);
+  }
+}
+
+// What could not be read, and targets that failed.
+
+void RunCore::add_bad_ranges(const std::vector<ByteRange>& unreadable) {
+  auto& bad = record_.status.bad_ranges;
+  for (const auto& range : unreadable) {
+    forget_bad_range(range);
+    const auto at =
+        std::lower_bound(bad.begin(), bad.end(), range.offset,
+                         [](const ByteRange& have, std::uint64_t offset) { return have.end() < offset; });
+    if (at != bad.end() && at->end() == range.offset) {
+      at->bytes += range.bytes;
+    } else {
+      bad.insert(at, range);
+    }
+  }
+  if (bad.size() > bad_ranges_max) {
+    fail_run(
+        make_error(ErrorCode::io, "read", record_.status.source_uri, "too many unreadable ranges to skip"));
+  }
+}
+
+/// The range was read well (or is about to be listed anew).
+void RunCore::forget_bad_range(ByteRange copied) {
+  auto& bad = record_.status.bad_ranges;
+  if (bad.empty()) return;
+  std::vector<ByteRange> kept;
+  for (const auto& range : bad) {
+    if (range.end() <= copied.offset || range.offset >= copied.end()) {
+      kept.push_back(range);
+      continue;
+    }
+    if (range.offset < copied.offset) kept.push_back({range.offset, copied.offset - range.offset});
+    if (range.end() > copied.end()) kept.push_back({copied.end(), range.end() - copied.end()});
+  }
+  bad = std::move(kept);
+}
+
+/// The others go on; what this one may lack is written down, so that it can be taken back later: all that is
+/// not synced and `also`, whose job just ended.
+void RunCore::target_failed(std::size_t index, const Error& error, ByteRange also) {
+  if (record_.status.targets[index].error) return;
+  record_.status.targets[index].error = error;
+  engine_->drop_target(index);
+  if (limits_.metrics != nullptr) limits_.metrics->add_error(error.code);
+  std::size_t left = 0;
+  for (const auto& target : record_.status.targets) left += target.error ? 0 : 1;
+  if (left == 0) {
+    volume_->copied_to_dirty();
+    return fail_run(error);
+  }
+  auto lacking = engine_->ranges_in_flight();
+  lacking.push_back(also);
+  const auto saved =
+      volume_->save_lag(environment_.state(), lag_file_name(record_.volume_id, index), lacking);
+  if (!saved) return fail_run(saved.error());
+  record_.target_lags[index] = true;
+}
+
+}  // namespace blockferry

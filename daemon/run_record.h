@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run writes down about itself: everything that ferryd needs to take it up again. One file a run,
+// replaced as a whole; format in run_record.cc.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bitmap/storage.h"
+#include "blockio/base/error.h"
+#include "daemon/run_status.h"
+
+namespace blockferry {
+
+/// Where a run stands between two checkpoints. Each phase ends with a checkpoint.
+enum class RunPhase : std::uint8_t {
+  collecting,  ///< the tracker fills the bitmap; nothing is written
+  copying,     ///< dirty granules are copied
+  verifying,   ///< the targets are read back
+};
+
+struct RunRecord {
+  RunStatus status;
+  /// Names the volume's state files; an incremental run takes over its predecessor's.
+  std::string volume_id;
+  /// The generation of the bitmap that goes with this record; 0: the volume's files are not made yet.
+  std::uint64_t bitmap_generation = 0;
+  RunPhase phase = RunPhase::copying;
+  std::uint64_t cursor = 0;         ///< collecting, verifying: granules below it are done
+  std::uint32_t verify_target = 0;  ///< verifying: the target being read
+  bool suspect = false;      ///< clean granules must be compared with their checksums before the run may end
+  bool verify_only = false;  ///< asked for by `verify`: the source is not looked at
+  bool paused = false;       ///< by the user: not taken up by itself
+  std::optional<std::string> source_stamp;                ///< Device::change_stamp when this was written
+  std::vector<std::optional<std::string>> target_stamps;  ///< likewise; only of the verifying phase
+  std::vector<bool> target_lags;  ///< a failed target's own bitmap lies in lag_file_name()
+};
+
+/// Ids and names of state files.
+std::string record_file_name(const std::string& run_id);
+std::optional<std::string> run_id_of_file(const std::string& file_name);
+std::string bitmap_file_name(const std::string& volume_id);
+std::string checksums_file_name(const std::string& volume_id);
+std::string lag_file_name(const std::string& volume_id, std::size_t target);
+/// The volume id of a bitmap, checksum or lag file.
+std::optional<std::string> volume_id_of_file(const std::string& file_name);
+
+std::vector<std::byte> encode_record(const RunRecord& record);
+/// state_damaged or state_newer; never anything half read.
+Result<RunRecord> decode_record(std::span<const std::byte> content, const std::string& name);
+
+Result<void> save_record(StateDirectory& state, const RunRecord& record);
+Result<RunRecord> load_record(StateDirectory& state, const std::string& run_id);
+
+}  // namespace blockferry

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/volume_state.h"
+
+#include <algorithm>
+
+#include "blockio/base/check.h"
+
+namespace blockferry {
+
+namespace {
+
+constexpr std::uint64_t pages_per_lag_commit = 256;  // bounds memory: 1 MiB at a time
+
+void set_bits(GranuleRange range, BitmapPage& page) {
+  const std::uint64_t start = page.index * ChangeBitmap::page_bits;
+  const std::uint64_t first = std::max(range.first, start);
+  const std::uint64_t end = std::min(range.end(), start + ChangeBitmap::page_bits);
+  for (std::uint64_t at = first; at < end; ++at) page.words[(at - start) / 64] |= 1ULL << ((at - start) % 64);
+}
+
+}  // namespace
+
+VolumeState::VolumeState(const VolumeGeometry& geometry, std::unique_ptr<BitmapFile> bitmap_file,
+                         std::unique_ptr<ChecksumTable> checksums)
+    : geometry_(geometry),
+      bitmap_file_(std::move(bitmap_file)),
+      checksums_(std::move(checksums)),
+      dirty_(geometry.granule_count()),
+      copied_now_(std::make_unique<ChangeBitmap>(geometry.granule_count())),
+      copied_flushing_(std::make_unique<ChangeBitmap>(geometry.granule_count())),
+      touched_(dirty_.page_count()) {}
+
+Result<std::unique_ptr<VolumeState>> VolumeState::create(StateDirectory& state, const std::string& volume_id,
+                                                         const VolumeGeometry& geometry) {
+  auto checksums = ChecksumTable::create(state, checksums_file_name(volume_id), geometry);
+  if (!checksums) return fail(checksums.error());
+  auto file = state.open(bitmap_file_name(volume_id), true);
+  if (!file) return fail(file.error());
+  auto bitmap = BitmapFile::create(std::move(*file), geometry.granule_count(), geometry.granule_bytes, true);
+  if (!bitmap) return fail(bitmap.error());
+  std::unique_ptr<VolumeState> volume(new VolumeState(geometry, std::move(*bitmap), std::move(*checksums)));
+  volume->dirty_.set_all();
+  return volume;
+}
+
+Result<std::unique_ptr<VolumeState>> VolumeState::open(StateDirectory& state, const std::string& volume_id,
+                                                       const VolumeGeometry& geometry,
+                                                       std::uint64_t generation_min) {
+  auto checksums = ChecksumTable::open(state, checksums_file_name(volume_id), geometry);
+  if (!checksums) return fail(checksums.error());
+  auto file = state.open(bitmap_file_name(volume_id), false);
+  if (!file) return fail(file.error());
+  auto bitmap =
+      BitmapFile::open(std::move(*file), geometry.granule_count(), geometry.granule_bytes, generation_min);
+  if (!bitmap) return fail(bitmap.error());
+  std::unique_ptr<VolumeState> volume(new VolumeState(geometry, std::move(*bitmap), std::move(*checksums)));
+  if (auto loaded = volume->bitmap_file_->load(volume->dirty_); !loaded) return fail(loaded.error());
+  return volume;
+}
+
+Result<void> VolumeState::record_copied(GranuleRange range, std::span<const std::uint64_t> checksums) {
+  auto recorded =
+      checksums.empty() ? checksums_->write_zeroes(range) : checksums_->write(range.first, checksums);
+  if (!recorded) {
+    give_back(range);  // it was copied, but without its record it cannot become synced
+    return recorded;
+  }
+  copied_now_->set(range);
+  return {};
+}
+
+void VolumeState::touch(GranuleRange range) {
+  if (range.count == 0) return;
+  const std::uint64_t last = (range.end() - 1) / ChangeBitmap::page_bits;
+  for (std::uint64_t page = range.first / ChangeBitmap::page_bits; page <= last; ++page)
+    touched_[page] = true;
+}
+
+void VolumeState::mark_mismatched(GranuleRange range) {
+  dirty_.set(range);
+  touch(range);
+}
+
+void VolumeState::note_collected(std::uint64_t first, std::uint64_t end) {
+  for (std::uint64_t at = first; at < end;) {
+    const std::uint64_t page = at / ChangeBitmap::page_bits;
+    if (dirty_.page_has_bits(page)) touched_[page] = true;
+    at = (page + 1) * ChangeBitmap::page_bits;
+  }
+}
+
+void VolumeState::begin_checkpoint() {
+  if (copied_flushing_->empty()) std::swap(copied_now_, copied_flushing_);
+  for (std::uint64_t at = 0;;) {
+    const auto range = copied_flushing_->find(at, UINT64_MAX);
+    if (!range) break;
+    touch(*range);
+    at = range->end();
+  }
+}
+
+std::vector<GranuleRange> VolumeState::to_granules(std::span<const ByteRange> ranges) const {
+  std::vector<GranuleRange> granules;
+  for (const auto& range : ranges) granules.push_back(geometry_.granules_of(range));
+  return granules;
+}
+
+/// The page as it must be on disk once copied_flushing is synced.
+void VolumeState::unsynced_page(std::uint64_t index, std::span<const GranuleRange> in_flight,
+                                BitmapPage& page) const {
+  page.index = index;
+  dirty_.read_page(index, page.words);
+  if (copied_now_->page_has_bits(index)) {
+    std::uint64_t words[512];
+    copied_now_->read_page(index, words);
+    for (std::size_t i = 0; i < 512; ++i) page.words[i] |= words[i];
+  }
+  for (const auto& range : in_flight) set_bits(range, page);
+}
+
+std::vector<BitmapPage> VolumeState::pages_to_commit(std::span<const ByteRange> in_flight) {
+  const auto granules = to_granules(in_flight);
+  std::vector<BitmapPage> pages;
+  for (std::uint64_t index = 0; index < touched_.size(); ++index) {
+    if (!touched_[index]) continue;
+    pages.emplace_back();
+    unsynced_page(index, granules, pages.back());
+  }
+  committing_ = std::move(touched_);
+  touched_.assign(dirty_.page_count(), false);
+  return pages;
+}
+
+Result<void> VolumeState::commit(const std::vector<BitmapPage>& pages) {
+  // The records first: a committed clean granule vouches for its checksum.
+  if (auto synced = checksums_->sync(); !synced) return synced;
+  if (pages.empty()) return {};
+  return bitmap_file_->commit(pages);
+}
+
+void VolumeState::finish_checkpoint(bool committed) {
+  if (committed) {
+    copied_flushing_->clear_all();
+    return;
+  }
+  for (std::size_t i = 0; i < committing_.size(); ++i) {
+    if (committing_[i]) touched_[i] = true;
+  }
+  // Kept apart from copied_now: the next checkpoint takes both up, this one first.
+  while (const auto range = copied_now_->claim(0, UINT64_MAX)) copied_flushing_->set(*range);
+  std::swap(copied_now_, copied_flushing_);
+}
+
+void VolumeState::copied_to_dirty() {
+  for (auto* copied : {copied_now_.get(), copied_flushing_.get()}) {
+    while (const auto range = copied->claim(0, UINT64_MAX)) dirty_.set(*range);
+  }
+}
+
+Result<void> VolumeState::save_lag(StateDirectory& state, const std::string& name,
+                                   std::span<const ByteRange> in_flight) {
+  auto file = state.open(name, true);
+  if (!file) return fail(file.error());
+  auto lag = BitmapFile::create(std::move(*file), geometry_.granule_count(), geometry_.granule_bytes, false);
+  if (!lag) return fail(lag.error());
+  const auto granules = to_granules(in_flight);
+  std::vector<BitmapPage> pages;
+  for (std::uint64_t index = 0; index < dirty_.page_count(); ++index) {
+    pages.emplace_back();
+    unsynced_page(index, granules, pages.back());
+    std::uint64_t words[512];
+    copied_flushing_->read_page(index, words);
+    for (std::size_t i = 0; i < 512; ++i) pages.back().words[i] |= words[i];
+    const bool some = std::any_of(std::begin(pages.back().words), std::end(pages.back().words),
+                                  [](std::uint64_t word) { return word != 0; });
+    if (!some) pages.pop_back();
+    if (pages.size() < pages_per_lag_commit && index + 1 < dirty_.page_count()) continue;
+    if (!pages.empty()) {
+      if (auto done = (*lag)->commit(pages); !done) return done;
+    }
+    pages.clear();
+  }
+  return {};
+}
+
+Result<void> VolumeState::merge_lag(StateDirectory& state, const std::string& name) {
+  auto file = state.open(name, false);
+  if (!file) return fail(file.error());
+  auto lag = BitmapFile::open(std::move(*file), geometry_.granule_count(), geometry_.granule_bytes, 0);
+  if (!lag) return fail(lag.error());
+  if (auto done = (*lag)->load(dirty_); !done) return done;
+  note_collected(0, geometry_.granule_count());
+  return {};
+}
+
+}  // namespace blockferry
