@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order of the refusals is the order of this file: the request, the source, each target, the two
+// together.
+#include "daemon/preflight.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <nlohmann/json.hpp>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "blockio/base/file_descriptor.h"
+#include "blockio/base/units.h"
+#include "blockio/file_device.h"
+#include "daemon/references.h"
+#include "daemon/storage_stack.h"
+#include "daemon/volume_content.h"
+
+namespace blockferry {
+
+namespace {
+
+/// A volume under examination: the report's part and what only preflight needs.
+struct Examined {
+  PreflightVolume volume;
+  VolumeNode node;
+  VolumeUse use;
+  VolumeContent content;
+};
+
+std::string resolve(const std::string& path) {
+  char buffer[PATH_MAX];
+  if (::realpath(path.c_str(), buffer) != nullptr) return buffer;
+  // A file that is yet to be made: its directory, and its name.
+  const auto slash = path.rfind('/');
+  const std::string directory = slash == 0 ? "/" : path.substr(0, slash);
+  if (::realpath(directory.c_str(), buffer) == nullptr) return path;
+  const std::string base = buffer;
+  return (base == "/" ? "" : base) + path.substr(slash);
+}
+
+std::string parent_of(const std::string& path) {
+  const auto slash = path.rfind('/');
+  return slash == 0 || slash == std::string::npos ? "/" : path.substr(0, slash);
+}
+
+class Preflight {
+ public:
+  Preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use)
+      : request_(request), in_use_(in_use) {}
+
+  PreflightReport run();
+
+ private:
+  bool inconsistent_by_choice() const { return request_.tracker == TrackerChoice::none && request_.force; }
+  void refuse(const std::string& device, const std::string& message) {
+    report_.refusals.push_back({device, message});
+  }
+  void warn(const std::string& device, const std::string& message) {
+    report_.warnings.push_back({device, message});
+  }
+
+  void check_options();
+  bool examine(const std::string& path, Examined& examined, bool may_be_missing);
+  void check_source(const Examined& source);
+  void check_source_readable(const Examined& source);
+  void check_target(const Examined& target, const Examined& source);
+  void check_new_file(const Examined& target, const Examined& source);
+  void check_file_size(const Examined& target, const Examined& source);
+  void check_content(const Examined& target);
+  void check_sectors(const Examined& target, const Examined& source);
+  void check_other_runs(const Examined& examined, bool as_target);
+
+  const RunRequest& request_;
+  const std::vector<VolumeInUse>& in_use_;
+  PreflightReport report_;
+};
+
+void Preflight::check_options() {
+  const auto needs_live = [&](bool asked, const char* option) {
+    if (asked)
+      refuse(request_.source, std::string(option) + " needs a live source, which this version cannot track");
+  };
+  needs_live(request_.kind == RunKind::migrate, "migrate hands over a volume in use: it");
+  needs_live(request_.mode == RunMode::hybrid, "--mode hybrid");
+  needs_live(request_.tracker == TrackerChoice::ebpf, "--tracker ebpf");
+  needs_live(request_.tracker == TrackerChoice::qemu, "--tracker qemu");
+  needs_live(request_.cutover == CutoverChoice::manual, "--cutover manual");
+  needs_live(!request_.quiesce_cmd.empty(), "--quiesce-cmd");
+  needs_live(!request_.resume_cmd.empty(), "--resume-cmd");
+  needs_live(!request_.cutover_cmd.empty(), "--cutover-cmd");
+  needs_live(!request_.handover.empty(), "--handover");
+  needs_live(request_.sync_every_ms != 0, "--sync-every");
+  needs_live(request_.keep, "--keep");
+  if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none) {
+    refuse(request_.source, "--mode incremental compares checksums: leave --tracker none out");
+  }
+}
+
+/// False where nothing more can be said of it; the refusal stands then.
+bool Preflight::examine(const std::string& path, Examined& examined, bool may_be_missing) {
+  PreflightVolume& volume = examined.volume;
+  volume.path = path;
+  volume.resolved = resolve(path);
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0) {
+    volume.kind = "missing";
+    if (errno == ENOENT && may_be_missing) return true;
+    refuse(path, errno == ENOENT ? "there is no such device or file; `ferryctl devices` lists what there is"
+                                 : std::string(std::strerror(errno)));
+    return false;
+  }
+  if (S_ISDIR(status.st_mode)) {
+    refuse(path, "it is a directory; name a block device or a file");
+    return false;
+  }
+  auto info = probe_file_device(path);
+  if (!info) {
+    refuse(path, info.error().code == ErrorCode::invalid_argument
+                     ? info.error().hint
+                     : std::string(std::strerror(info.error().errno_value)));
+    return false;
+  }
+  volume.kind = info->kind == DeviceKind::block ? "block" : "file";
+  volume.identity = info->identity;
+  volume.bytes = info->bytes;
+  volume.logical_block_bytes = info->kind == DeviceKind::block ? info->logical_block_bytes : 0;
+  node_of_path(path, examined.node);
+  examined.use = use_of(examined.node, true);
+  examined.content = content_of(path);
+  volume.mounts = examined.use.mounts;
+  volume.holders = examined.use.holders;
+  volume.holders.insert(volume.holders.end(), examined.use.writers.begin(), examined.use.writers.end());
+  volume.content = examined.content.type;
+  volume.in_use = examined.use.any();
+  return true;
+}
+
+// The source.
+
+void Preflight::check_source(const Examined& source) {
+  const std::string& path = source.volume.path;
+  if (source.volume.kind == "block" && source.volume.bytes == 0)
+    return refuse(path, "the device is empty: it has no medium");
+  check_source_readable(source);
+  check_other_runs(source, false);
+  if (source.volume.in_use) {
+    if (inconsistent_by_choice()) {
+      warn(path, source.use.reason() + ": the copy will not be consistent (--tracker none --force)");
+    } else {
+      refuse(path,
+             "the source is " + source.use.reason() +
+                 ", and no tracker for live volumes serves it; release it, or take an inconsistent copy with "
+                 "--tracker none --force");
+    }
+  }
+}
+
+void Preflight::check_source_readable(const Examined& source) {
+  const PreflightVolume& volume = source.volume;
+  const FileDescriptor fd(::open(volume.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.valid())
+    return refuse(volume.path, std::string("the source cannot be read: ") + std::strerror(errno));
+  if (request_.on_read_error == OnReadError::skip) return;  // its holes are known of
+  std::byte buffer[512];
+  for (const std::uint64_t offset :
+       {std::uint64_t(0), volume.bytes - std::min<std::uint64_t>(volume.bytes, sizeof buffer)}) {
+    if (::pread(fd.get(), buffer, sizeof buffer, off_t(offset)) < 0) {
+      return refuse(volume.path, std::string("the source cannot be read at offset ") +
+                                     std::to_string(offset) + ": " + std::strerror(errno) +
+                                     "; --on-read-error skip passes over what is unreadable");
+    }
+  }
+}
+
+// Targets.
+
+void Preflight::check_target(const Examined& target, const Examined& source) {
+  const PreflightVolume& volume = target.volume;
+  if (volume.kind == "missing") return check_new_file(target, source);
+  if (target.node == source.node || same_storage(target.node, source.node)) {
+    return refuse(volume.path,
+                  target.node == source.node
+                      ? "it is the source itself (" + source.volume.path + ")"
+                      : "it lies on the source, or the source lies on it (" + source.volume.path + ")");
+  }
+  if (volume.in_use) refuse(volume.path, "the target is " + target.use.reason() + "; release it first");
+  check_other_runs(target, true);
+  const FileDescriptor fd(::open(volume.path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
+  int read_only = 0;
+  if (!fd.valid() && (errno == EROFS || errno == EACCES || errno == EPERM)) {
+    return refuse(volume.path, "the target is read-only");
+  }
+  if (!fd.valid())
+    return refuse(volume.path, std::string("the target cannot be opened: ") + std::strerror(errno));
+  if (volume.kind == "block" && ::ioctl(fd.get(), BLKROGET, &read_only) == 0 && read_only != 0) {
+    return refuse(volume.path, "the target is read-only");
+  }
+  if (volume.kind == "file") check_file_size(target, source);
+  if (volume.kind == "block" && volume.bytes < source.volume.bytes) {
+    refuse(volume.path, "the target is smaller than the source: " + format_size(volume.bytes) + " (" +
+                            std::to_string(volume.bytes) + " bytes) for " + format_size(source.volume.bytes) +
+                            " (" + std::to_string(source.volume.bytes) + " bytes)");
+  }
+  check_content(target);
+  check_sectors(target, source);
+}
+
+void Preflight::check_new_file(const Examined& target, const Examined& source) {
+  const std::string& path = target.volume.resolved;
+  const std::string parent = parent_of(path);
+  struct stat status {};
+  const auto below = [&](const char* directory) { return path.starts_with(directory); };
+  if ((below("/dev/") && !below("/dev/shm/")) || below("/proc/") || below("/sys/")) {
+    return refuse(target.volume.path, "there is no such device; `ferryctl devices` lists what there is");
+  }
+  if (::stat(parent.c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) {
+    return refuse(target.volume.path, "its directory " + parent + " does not exist");
+  }
+  if (::access(parent.c_str(), W_OK) != 0)
+    return refuse(target.volume.path, "the target is read-only: " + parent + " cannot be written");
+  VolumeNode directory{false, status.st_dev, status.st_ino};
+  if (same_storage(directory, source.node)) {
+    return refuse(target.volume.path, "it would lie on the source (" + source.volume.path + ")");
+  }
+  struct statvfs room {};
+  struct stat from {};
+  if (::statvfs(parent.c_str(), &room) != 0 || ::stat(source.volume.path.c_str(), &from) != 0) return;
+  const std::uint64_t free_bytes = std::uint64_t(room.f_bavail) * room.f_frsize;
+  const std::uint64_t needed =
+      source.volume.kind == "file" ? std::uint64_t(from.st_blocks) * 512 : source.volume.bytes;
+  if (free_bytes < needed) {
+    warn(target.volume.path,
+         "up to " + format_size(needed) + " are needed and " + format_size(free_bytes) + " are free");
+  }
+}
+
+void Preflight::check_file_size(const Examined& target, const Examined& source) {
+  const std::uint64_t bytes = target.volume.bytes;
+  if (bytes == 0 || bytes == source.volume.bytes || request_.overwrite) return;
+  refuse(target.volume.path, std::string("the target file is ") +
+                                 (bytes < source.volume.bytes ? "smaller" : "larger") +
+                                 " than the source: " + std::to_string(bytes) + " bytes for " +
+                                 std::to_string(source.volume.bytes) + "; --overwrite makes it fit");
+}
+
+void Preflight::check_content(const Examined& target) {
+  if (target.content.type.empty() || request_.overwrite) return;
+  refuse(target.volume.path,
+         "the target bears " +
+             std::string(target.content.partition_table ? "a partition table" : "a signature") + " (" +
+             target.content.type + "); --overwrite replaces it");
+}
+
+/// Partition tables count in sectors: on sectors of another size they point elsewhere.
+void Preflight::check_sectors(const Examined& target, const Examined& source) {
+  const std::uint32_t from = source.volume.logical_block_bytes, to = target.volume.logical_block_bytes;
+  if (!source.content.partition_table || from == 0 || to == 0 || from == to || request_.force) return;
+  refuse(target.volume.path, "the source's partition table is made for sectors of " + std::to_string(from) +
+                                 " bytes, the target has " + std::to_string(to) +
+                                 ": the partitions would not be found; --force copies all the same");
+}
+
+void Preflight::check_other_runs(const Examined& examined, bool as_target) {
+  for (const auto& other : in_use_) {
+    if (!as_target && !other.as_target) continue;  // two runs may read one source
+    VolumeNode node;
+    const bool same = other.path == examined.volume.path ||
+                      (node_of_path(other.path, node) && examined.volume.kind != "missing" &&
+                       same_storage(node, examined.node));
+    if (!same) continue;
+    return refuse(examined.volume.path, std::string("it is the ") + (other.as_target ? "target" : "source") +
+                                            " of run " + other.run_id + "; wait for that run or cancel it");
+  }
+}
+
+PreflightReport Preflight::run() {
+  report_.mode = request_.mode == RunMode::incremental ? "incremental" : "full";
+  report_.tracker = request_.tracker == TrackerChoice::none ? "none" : "checksum";
+  check_options();
+  Examined source;
+  const bool source_known = examine(request_.source, source, false);
+  if (source_known) check_source(source);
+  report_.source = source.volume;
+  std::vector<std::string> seen;
+  for (const auto& path : request_.targets) {
+    Examined target;
+    if (examine(path, target, true) && source_known) {
+      if (std::find(seen.begin(), seen.end(), target.volume.resolved) != seen.end()) {
+        refuse(path, "it is named twice as a target");
+      }
+      if (target.volume.kind == "missing") check_other_runs(target, true);
+      check_target(target, source);
+    }
+    seen.push_back(target.volume.resolved);
+    report_.targets.push_back(target.volume);
+  }
+  if (source_known) report_.references = references_to(request_.source, source.node);
+  return report_;
+}
+
+Error invalid(const std::string& what, const std::string& why) {
+  return make_error(ErrorCode::invalid_argument, "read", what, why);
+}
+
+std::optional<Error> check_arguments(const RunRequest& request) {
+  std::vector<std::string> paths = request.targets;
+  paths.push_back(request.source);
+  for (const auto& path : paths) {
+    if (path.find("://") != std::string::npos || path.starts_with("qemu:")) {
+      return invalid(path, "volumes named by a URI are not supported by this version");
+    }
+    if (!path.starts_with("/")) return invalid(path, "an absolute path is needed");
+  }
+  const std::uint64_t granule = request.granule_bytes;
+  if (granule != 0 && (granule < 4 * KiB || granule > 64 * MiB || !std::has_single_bit(granule))) {
+    return invalid("--granule", "it is a power of two from 4K to 64M");
+  }
+  if (request.io_size_bytes % 4096 != 0 || request.io_size_bytes > 64 * MiB) {
+    return invalid("--io-size", "it is a multiple of 4K, up to 64M");
+  }
+  if (request.queue_depth > 1024) return invalid("--queue-depth", "it is at most 1024");
+  return std::nullopt;
+}
+
+nlohmann::json findings_to_json(const std::vector<PreflightFinding>& findings) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const auto& finding : findings)
+    list.push_back({{"device", finding.device}, {"message", finding.message}});
+  return list;
+}
+
+nlohmann::json volume_to_json(const PreflightVolume& volume) {
+  return {{"path", volume.path},       {"resolved", volume.resolved},
+          {"kind", volume.kind},       {"identity", volume.identity},
+          {"bytes", volume.bytes},     {"logical_block_bytes", volume.logical_block_bytes},
+          {"mounts", volume.mounts},   {"holders", volume.holders},
+          {"content", volume.content}, {"in_use", volume.in_use}};
+}
+
+}  // namespace
+
+Result<PreflightReport> preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use) {
+  if (auto error = check_arguments(request)) return fail(*error);
+  return Preflight(request, in_use).run();
+}
+
+Error refusal_error(const PreflightReport& report) {
+  const PreflightFinding& first = report.refusals.front();
+  std::string more;
+  if (report.refusals.size() > 1) {
+    more = " (and " + std::to_string(report.refusals.size() - 1) + " more; see `ferryctl check`)";
+  }
+  return make_error(ErrorCode::refused, "refused", first.device, first.message + more);
+}
+
+nlohmann::json to_json(const PreflightReport& report) {
+  nlohmann::json targets = nlohmann::json::array();
+  for (const auto& target : report.targets) targets.push_back(volume_to_json(target));
+  return {{"ok", report.refusals.empty()},
+          {"refusals", findings_to_json(report.refusals)},
+          {"warnings", findings_to_json(report.warnings)},
+          {"references", findings_to_json(report.references)},
+          {"source", volume_to_json(report.source)},
+          {"targets", std::move(targets)},
+          {"mode", report.mode},
+          {"tracker", report.tracker}};
+}
+
+}  // namespace blockferry
