@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line, understood: one struct for all verbs, and which verb takes which options.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "blockio/base/error.h"
+#include "daemon/messages/messages.h"
+
+namespace blockferry {
+
+enum class Verb : std::uint8_t {
+  clone,
+  migrate,
+  check,
+  list,
+  show,
+  watch,
+  map,
+  pause,
+  resume,
+  cancel,
+  forget,
+  set,
+  sync,
+  cutover,
+  rollback,
+  commit,
+  verify,
+  devices,
+  version,
+  help
+};
+
+struct Command {
+  Verb verb = Verb::help;
+  std::string socket_path;
+  bool json = false;
+  bool help = false;               ///< --help after a verb
+  std::vector<std::string> words;  ///< what is neither verb nor option: volumes, a run
+  RunRequest request;              ///< clone, migrate, check
+  RunChange change;                ///< set
+  bool detach = false;
+  bool rehearse = false;
+};
+
+/// For people who look for a verb.
+struct VerbInfo {
+  Verb verb;
+  const char* name;
+  const char* arguments;  ///< "SRC DST [DST…]"
+  const char* summary;
+  const char* examples;  ///< whole lines
+  std::size_t words_min, words_max;
+};
+const std::vector<VerbInfo>& verb_infos();
+const VerbInfo& info_of(Verb verb);
+
+/// invalid_argument with one line that names what is wrong and the nearest that would be right.
+Result<Command> parse_command(const std::vector<std::string>& arguments);
+
+/// `ferryctl --help` and `ferryctl VERB --help`.
+std::string help_text();
+std::string help_text(Verb verb);
+
+/// A path as ferryd must see it: absolute, symlinks kept; URIs as they are.
+std::string absolute_path(const std::string& path);
+
+}  // namespace blockferry

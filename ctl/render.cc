@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ctl/render.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "blockio/base/units.h"
+#include "ctl/progress.h"
+
+namespace blockferry {
+
+namespace {
+
+using nlohmann::json;
+using Row = std::vector<std::string>;
+
+std::string table(const std::vector<Row>& rows) {
+  std::vector<std::size_t> widths;
+  for (const auto& row : rows) {
+    widths.resize(std::max(widths.size(), row.size()));
+    for (std::size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], columns_of(row[i]));
+  }
+  std::string text;
+  for (const auto& row : rows) {
+    std::string line;
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      line += row[i];
+      if (i + 1 < row.size()) line += std::string(widths[i] - columns_of(row[i]) + 2, ' ');
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    text += line + "\n";
+  }
+  return text;
+}
+
+std::string percent(const json& run) {
+  char text[16];
+  std::snprintf(text, sizeof text, "%.1f%%", number_of(run, "progress") * 100);
+  return text;
+}
+
+std::string rate(const json& run) {
+  const double value = number_of(run, "throughput_bytes_per_second");
+  return value > 0 ? format_size(std::uint64_t(value)) + "/s" : "";
+}
+
+std::string eta(const json& run) {
+  const auto at = run.find("eta_seconds");
+  return at != run.end() && at->is_number() && at->get<double>() > 0 ? eta_text(at->get<double>()) : "";
+}
+
+std::string joined(const json& list) {
+  std::string text;
+  for (const auto& item : list) text += (text.empty() ? "" : ", ") + item.get<std::string>();
+  return text;
+}
+
+std::string time_text(double seconds) {
+  if (seconds <= 0) return "";
+  const auto whole = std::time_t(seconds);
+  std::tm local{};
+  char text[32];
+  if (::localtime_r(&whole, &local) == nullptr ||
+      std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local) == 0)
+    return "";
+  return text;
+}
+
+std::string targets_of(const json& run) {
+  std::string text;
+  for (const auto& target : run.value("targets", json::array()))
+    text += (text.empty() ? "" : " ") + text_of(target, "uri");
+  return text;
+}
+
+std::string source_of(const json& run) {
+  const auto at = run.find("source");
+  return at != run.end() && at->is_object() ? text_of(*at, "uri") : "";
+}
+
+void add_passes(const json& run, std::string& text) {
+  const json passes = run.value("passes", json::array());
+  if (passes.empty()) return;
+  std::vector<Row> rows{{"  pass", "kind", "granules", "bytes", "time"}};
+  for (std::size_t i = 0; i < passes.size(); ++i) {
+    rows.push_back({"  " + std::to_string(i + 1), text_of(passes[i], "kind"),
+                    std::to_string(std::uint64_t(number_of(passes[i], "granules"))),
+                    format_size(std::uint64_t(number_of(passes[i], "bytes"))),
+                    format_duration(number_of(passes[i], "seconds"))});
+  }
+  text += table(rows);
+}
+
+void add_findings(const json& report, const char* member, const char* title, std::string& text) {
+  const json findings = report.value(member, json::array());
+  if (findings.empty()) return;
+  text += std::string(title) + "\n";
+  for (const auto& finding : findings) {
+    text += "  " + text_of(finding, "device") + ": " + text_of(finding, "message") + "\n";
+  }
+}
+
+std::string volume_line(const json& volume) {
+  const std::string kind = text_of(volume, "kind");
+  std::string text = text_of(volume, "path");
+  if (text_of(volume, "resolved") != text) text += " (" + text_of(volume, "resolved") + ")";
+  if (kind == "missing") return text + ", a file that will be created";
+  text += ", " +
+          (kind == "block" ? std::string("block device, ")
+           : kind.empty()  ? std::string()
+                           : kind + ", ") +
+          format_size(std::uint64_t(number_of(volume, "bytes")));
+  if (number_of(volume, "logical_block_bytes") > 0) {
+    text += ", sectors of " + std::to_string(int(number_of(volume, "logical_block_bytes")));
+  }
+  if (const auto content = text_of(volume, "content"); !content.empty()) text += ", holds " + content;
+  if (const auto mounts = joined(volume.value("mounts", json::array())); !mounts.empty())
+    text += ", mounted on " + mounts;
+  if (const auto holders = joined(volume.value("holders", json::array())); !holders.empty())
+    text += ", held by " + holders;
+  return text;
+}
+
+}  // namespace
+
+std::string render_list(const json& runs) {
+  if (runs.empty()) return "no runs; `ferryctl clone SRC DST` begins one\n";
+  std::vector<Row> rows{{"ID", "NAME", "STATE", "DONE", "RATE", "TIME LEFT", "SOURCE", "TARGETS"}};
+  for (const auto& run : runs) {
+    const std::string state = text_of(run, "state");
+    const bool running = state == "copying" || state == "verifying";
+    rows.push_back({text_of(run, "id"), text_of(run, "name"), state, percent(run), running ? rate(run) : "",
+                    running ? eta(run) : "", source_of(run), targets_of(run)});
+  }
+  return table(rows);
+}
+
+std::string render_run(const json& run) {
+  std::vector<Row> rows;
+  const auto add = [&](const char* name, const std::string& value) {
+    if (!value.empty()) rows.push_back({name, value});
+  };
+  add("run", text_of(run, "id") + (text_of(run, "name").empty() ? "" : " (" + text_of(run, "name") + ")"));
+  add("state",
+      text_of(run, "state") + (text_of(run, "activity").empty() ? "" : ", " + text_of(run, "activity")));
+  add("source", source_of(run) + ", " + format_size(std::uint64_t(number_of(run, "bytes_total"))));
+  for (const auto& target : run.value("targets", json::array())) {
+    const auto error = target.find("error");
+    const bool failed = error != target.end() && error->is_object();
+    add("target", text_of(target, "uri") + (failed ? ", failed: " + text_of(*error, "message") : ""));
+  }
+  add("mode", text_of(run, "mode") + ", tracker " + text_of(run, "tracker"));
+  add("done", percent(run) + ", " + format_size(std::uint64_t(number_of(run, "bytes_copied"))) + " copied, " +
+                  format_size(std::uint64_t(number_of(run, "bytes_zeroed"))) + " of it zeroes");
+  add("rate", rate(run));
+  add("time left", eta(run));
+  const json verify = run.value("verify", json::object());
+  if (verify.is_object() && verify.contains("granules") && verify["granules"].is_number()) {
+    add("verified", std::to_string(std::uint64_t(number_of(verify, "granules"))) + " granules, " +
+                        std::to_string(std::uint64_t(number_of(verify, "mismatches"))) + " mismatches");
+  }
+  add("granule", format_size(std::uint64_t(number_of(run, "granule_bytes"))));
+  add("I/O", text_of(run, "io_engine"));
+  add("restarts", std::to_string(std::uint64_t(number_of(run, "restarts"))));
+  add("created", time_text(number_of(run, "created_at")));
+  add("ended", time_text(number_of(run, "ended_at")));
+  add("warning", text_of(run, "warning"));
+  if (const auto error = run.find("error"); error != run.end() && error->is_object())
+    add("error", text_of(*error, "message"));
+  for (const auto& bad : run.value("bad_ranges", json::array())) {
+    add("unreadable", std::to_string(std::uint64_t(number_of(bad, "offset"))) + " +" +
+                          std::to_string(std::uint64_t(number_of(bad, "bytes"))) + " bytes");
+  }
+  std::string text = table(rows);
+  add_passes(run, text);
+  return text;
+}
+
+std::string render_devices(const json& devices) {
+  std::vector<Row> rows{{"DEVICE", "SIZE", "SECTOR", "CONTENT", "IN USE", "TRACKER", "IDENTITY"}};
+  for (const auto& device : devices) {
+    std::string use = joined(device.value("mounts", json::array()));
+    if (const auto holders = joined(device.value("holders", json::array())); !holders.empty()) {
+      use += (use.empty() ? "" : ", ") + holders;
+    }
+    const std::string tracker = text_of(device, "tracker");
+    rows.push_back({text_of(device, "path"), format_size(std::uint64_t(number_of(device, "bytes"))),
+                    std::to_string(int(number_of(device, "logical_block_bytes"))), text_of(device, "content"),
+                    use, tracker.empty() ? "none" : tracker, text_of(device, "identity")});
+  }
+  return table(rows);
+}
+
+std::string render_check(const json& report) {
+  std::string text = "source  " + volume_line(report.value("source", json::object())) + "\n";
+  for (const auto& target : report.value("targets", json::array()))
+    text += "target  " + volume_line(target) + "\n";
+  text += "mode    " + text_of(report, "mode") + ", tracker " + text_of(report, "tracker") + "\n";
+  add_findings(report, "refusals", "what stands against it:", text);
+  add_findings(report, "warnings", "to be aware of:", text);
+  add_findings(report, "references", "what refers to the source, and will still after a move:", text);
+  if (report.value("ok", false)) text += "nothing stands against it\n";
+  return text;
+}
+
+}  // namespace blockferry
