@@ -126,11 +126,7 @@ CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector
 }
 
 CopyEngine::~CopyEngine() {
-  for (const auto& slot : slots_) {
-    bool in_flight = slot->read.in_flight;
-    for (const auto& work : slot->works) in_flight = in_flight || work.request.in_flight;
-    BLOCKFERRY_CHECK(!in_flight, "a copy engine was destroyed under its requests");
-  }
+  BLOCKFERRY_CHECK(queue_.in_flight() == 0, "a copy engine was destroyed under its requests");
 }
 
 // Jobs begin.

@@ -136,13 +136,13 @@ int do_map(Client& client, const Command& command) {
 /// The verbs that are a word on a run: they answer at once.
 int do_run_verb(Client& client, const Command& command) {
   return show_answer(
-      client.request("POST", run_path(command.words[0], info_of(command.verb).name), json::object()), command,
+      client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr), command,
       short_line);
 }
 
 /// sync and verify: the run goes on, and is followed.
 int do_run_again(Client& client, const Command& command) {
-  auto begun = client.request("POST", run_path(command.words[0], info_of(command.verb).name), json::object());
+  auto begun = client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr);
   if (!begun) return report_error(begun.error(), command.json);
   return follow_to_end(client, command, *begun);
 }

@@ -18,8 +18,8 @@ class Control {
   virtual ~Control() = default;
   /// Preflight, then queued: answers the run's object at once. `refused` when preflight stands against it.
   virtual Result<nlohmann::json> create_run(const RunRequest& request) = 0;
-  /// Preflight alone: {"ok", "refusals": [{"device","message"}], "warnings": […], "source": {…}, "targets":
-  /// […], "tracker", "plan", "references": […]}.
+  /// Preflight alone: {"ok", "refusals": [{"device", "message"}], "warnings": […], "references": […],
+  /// "source": {…}, "targets": […], "mode", "tracker"}.
   virtual Result<nlohmann::json> check(const RunRequest& request) = 0;
   virtual nlohmann::json list_runs() = 0;
   /// `run` is an id or a name (the newest run of that name) everywhere below.

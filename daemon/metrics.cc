@@ -134,7 +134,8 @@ struct Metrics::Parts {
     return prometheus::BuildCounter().Name(name).Help(help).Register(registry);
   }
 
-  Counter& read = counter("blockferry_read_bytes_total", "Bytes read from sources.");
+  Counter& read =
+      counter("blockferry_read_bytes_total", "Bytes read: from sources, and from targets when verifying.");
   Counter& written = counter("blockferry_written_bytes_total", "Bytes of data written to targets.");
   Counter& zeroed = counter("blockferry_zeroed_bytes_total", "Bytes zeroed on targets without writing data.");
   Counter& verified = counter("blockferry_verified_bytes_total", "Bytes read back and compared.");

@@ -38,7 +38,7 @@ void RunCore::begin_checkpoint() {
 void RunCore::flush_finished(const std::vector<std::optional<Error>>& outcome) {
   flushing_ = false;
   for (std::size_t i = 0; i < outcome.size(); ++i) {
-    if (outcome[i] && !engine_->target_dropped(i)) target_failed(i, *outcome[i], {0, 0});
+    if (outcome[i] && !engine_->target_dropped(i)) target_failed(i, *outcome[i]);
   }
   start_commit();
 }

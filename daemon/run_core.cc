@@ -169,7 +169,7 @@ Result<void> RunCore::take_back_targets() {
     if (devices_.targets[i] == nullptr) {
       if (!targets[i].error || !record_.target_lags[i]) {
         targets[i].error.reset();
-        target_failed(i, devices_.target_errors[i].value_or(Error{}), {0, 0});
+        target_failed(i, devices_.target_errors[i].value_or(Error{}));
       }
       continue;
     }

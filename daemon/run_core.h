@@ -111,7 +111,7 @@ class RunCore {
   void compare_with_records(GranuleRange range, std::span<const std::uint64_t> checksums);
   void add_bad_ranges(const std::vector<ByteRange>& unreadable);
   void forget_bad_range(ByteRange copied);
-  void target_failed(std::size_t index, const Error& error, ByteRange also);
+  void target_failed(std::size_t index, const Error& error);
 
   // run_progress.cc: what is published
   void update_status();

@@ -167,7 +167,7 @@ void RunCore::finished_collecting(const JobResult& result, GranuleRange range) {
 
 void RunCore::finished_copying(const JobResult& result, GranuleRange range) {
   for (std::size_t i = 0; i < result.target_errors.size(); ++i) {
-    if (result.target_errors[i]) target_failed(i, *result.target_errors[i], result.range);
+    if (result.target_errors[i]) target_failed(i, *result.target_errors[i]);
   }
   if (result.read_error || ending_ == Ending::failed) {
     volume_->give_back(range);
@@ -193,7 +193,7 @@ void RunCore::finished_verifying(const JobResult& result, GranuleRange range) {
                                                  devices_.targets[record_.verify_target]->info().uri,
                                                  "the target cannot be read");
     volume_->mark_mismatched(range);
-    return target_failed(record_.verify_target, error, result.range);
+    return target_failed(record_.verify_target, error);
   }
   compare_with_records(range, result.checksums);
 }
@@ -251,9 +251,9 @@ void RunCore::forget_bad_range(ByteRange copied) {
   bad = std::move(kept);
 }
 
-/// The others go on; what this one may lack is written down, so that it can be taken back later: all that is
-/// not synced and `also`, whose job just ended.
-void RunCore::target_failed(std::size_t index, const Error& error, ByteRange also) {
+/// The others go on; what this one may lack is written down, so that it can be taken back later: all that is not synced,
+/// in flight, or among the results of this step, which stand between the two.
+void RunCore::target_failed(std::size_t index, const Error& error) {
   if (record_.status.targets[index].error) return;
   record_.status.targets[index].error = error;
   engine_->drop_target(index);
@@ -265,7 +265,7 @@ void RunCore::target_failed(std::size_t index, const Error& error, ByteRange als
     return fail_run(error);
   }
   auto lacking = engine_->ranges_in_flight();
-  lacking.push_back(also);
+  for (const auto& result : results_) lacking.push_back(result.range);
   const auto saved =
       volume_->save_lag(environment_.state(), lag_file_name(record_.volume_id, index), lacking);
   if (!saved) return fail_run(saved.error());

@@ -132,6 +132,7 @@ TEST_F(ApiServerTest, StopDoesNotWaitForeverForACallThatHangs) {
   EXPECT_TRUE(http.ended());
   server_.reset();     // what the call uses lives on,
   control_.release();  // until it comes back
+  control_.wait_for_none_hanging();
 }
 
 TEST_F(ApiServerTest, StopLetsRequestsUnderWayEnd) {

@@ -79,8 +79,7 @@ class FakeControl : public Control {
                           {"source", volume},
                           {"targets", nlohmann::json::array({volume})},
                           {"mode", "full"},
-                          {"tracker", "none"},
-                          {"plan", "copy"}};
+                          {"tracker", "none"}};
   }
   nlohmann::json list_runs() override {
     return nlohmann::json::array({to_json(sample_run()), to_json(RunStatus{})});
@@ -98,7 +97,7 @@ class FakeControl : public Control {
   }
   Result<nlohmann::json> forget_run(const std::string& run) override { return known(run); }
   Result<nlohmann::json> map_run(const std::string& run, std::uint32_t cells) override {
-    if (const auto found = known(run); !found) return found;
+    if (auto found = known(run); !found) return found;
     nlohmann::json list = nlohmann::json::array();
     for (std::uint32_t i = 0; i < cells; ++i)
       list.push_back({{"synced", i}, {"dirty", 1}, {"zero", 2}, {"bad", 3}});
@@ -108,10 +107,11 @@ class FakeControl : public Control {
     ++device_calls;
     if (devices_hang) hang();
     return nlohmann::json::array({{{"path", "/dev/a"},
-                                   {"kind", "disk"},
                                    {"bytes", 1 << 20},
                                    {"logical_block_bytes", 512},
                                    {"identity", "serial-1"},
+                                   {"model", ""},
+                                   {"read_only", false},
                                    {"mounts", {"/mnt"}},
                                    {"holders", nlohmann::json::array()},
                                    {"content", "ext4"},
@@ -136,6 +136,11 @@ class FakeControl : public Control {
     changed_.wait_for(lock, std::chrono::seconds(30), [&] { return hanging_ >= count; });
   }
 
+  void wait_for_none_hanging() {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, std::chrono::seconds(30), [&] { return hanging_ == 0; });
+  }
+
   std::atomic<bool> devices_hang = false, settled = false;
   std::atomic<unsigned> runs_created = 0, device_calls = 0, settled_calls = 0;
   std::atomic<RunVerb> last_verb = RunVerb::pause;
@@ -151,6 +156,8 @@ class FakeControl : public Control {
     ++hanging_;
     changed_.notify_all();
     changed_.wait(lock, [&] { return released_; });
+    --hanging_;
+    changed_.notify_all();
   }
 
   std::mutex mutex_;

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// A world for a run: simulated time, disks with volatile write caches, durable state that loses and tears
+// what was not synced. Everything that happens is a step; a test may end the world's process before any step.
+// Deterministic by seed.
+//
+// Two ends of a process:
+//   kill   the machine goes on: what was written stays; requests in flight land as a whole or not at all
+//   power  what was not flushed is lost, kept or torn by sectors, each write for itself
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bitmap/storage.h"
+#include "blockio/device.h"
+#include "blockio/io_queue.h"
+#include "daemon/run_environment.h"
+
+namespace blockferry::sim {
+
+/// Thrown at the step at which the process ends.
+struct Crash {};
+
+enum class CrashMode : std::uint8_t { kill, power };
+
+/// Bytes with a volatile cache before them.
+class VolatileBytes {
+ public:
+  explicit VolatileBytes(std::size_t size = 0) : current(size), durable(size) {}
+
+  void write(std::size_t offset, std::vector<std::byte> data);
+  void resize(std::size_t size);
+  void flush();
+  void lose_power(std::mt19937_64& random);
+
+  std::vector<std::byte> current;  ///< what a reader sees
+
+ private:
+  struct Change {
+    std::size_t offset = 0;
+    std::vector<std::byte> data;
+    std::optional<std::size_t> size;
+  };
+  static void apply(std::vector<std::byte>& bytes, const Change& change);
+
+  std::vector<std::byte> durable;
+  std::vector<Change> unsynced_;
+};
+
+class World {
+ public:
+  explicit World(std::uint64_t seed) : random(seed) {}
+
+  std::mt19937_64 random;
+  std::uint64_t steps = 0;
+  std::uint64_t crash_at = 0;  ///< the step before which the process ends; 0: never
+  Nanoseconds time{0};
+
+  void step();
+  std::uint64_t below(std::uint64_t bound) { return random() % bound; }
+  bool chance(double probability) { return double(random() >> 11) * 0x1p-53 < probability; }
+};
+
+class SimClock : public Clock {
+ public:
+  explicit SimClock(World& world) : world_(world) {}
+  Nanoseconds now() const override { return world_.time; }
+  double wall_seconds() const override { return std::chrono::duration<double>(world_.time).count() + 1; }
+  void sleep_for(Nanoseconds duration) override { world_.time += duration; }
+
+ private:
+  World& world_;
+};
+
+/// What outlives the process: the medium. SimDevice is a process's view of it.
+struct SimDisk {
+  SimDisk(std::string disk_name, std::size_t size) : name(std::move(disk_name)), bytes(size) {}
+  std::string name;
+  VolatileBytes bytes;
+  std::vector<DeviceRegion> regions;  ///< of a sparse file, in order; empty: all data
+  std::uint64_t generation = 0;       ///< grows with writes from outside
+  bool writes_fail = false;           ///< EIO, until mended
+  bool zero_unsupported = false;
+  std::uint64_t failures = 0;  ///< how often writes_fail struck
+  std::uint64_t granules_written = 0;
+  std::optional<std::uint64_t> flip_at;  ///< the next write over this byte flips a bit of it
+
+  /// A write from outside of Blockferry.
+  void poke(std::size_t offset, std::vector<std::byte> data);
+};
+
+class SimQueue : public IoQueue {
+ public:
+  explicit SimQueue(World& world) : world_(world) {}
+
+  Result<void> register_memory(std::span<std::byte>) override { return {}; }
+  void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
+  void post(IoRequest& request, std::int64_t result) override { posted_.emplace_back(&request, result); }
+  std::size_t in_flight() const override { return pending_.size() + posted_.size(); }
+
+  void submit(SimDisk& disk, IoRequest& request);
+  /// The process has ended: what is in flight lands or does not.
+  void abandon(CrashMode mode);
+
+ private:
+  struct Pending {
+    SimDisk* disk;
+    IoRequest* request;
+  };
+  std::int64_t perform(SimDisk& disk, const IoRequest& request);
+
+  World& world_;
+  std::vector<Pending> pending_;
+  std::vector<std::pair<IoRequest*, std::int64_t>> posted_;
+};
+
+class SimStateDirectory : public StateDirectory {
+ public:
+  explicit SimStateDirectory(World& world) : world_(world) {}
+
+  Result<std::unique_ptr<StateFile>> open(const std::string& name, bool create) override;
+  Result<void> replace(const std::string& name, std::span<const std::byte> content) override;
+  Result<std::vector<std::byte>> read_all(const std::string& name, std::uint64_t bytes_max) override;
+  Result<void> remove(const std::string& name) override;
+  Result<std::vector<std::string>> list() override;
+
+  void lose_power();
+
+ private:
+  World& world_;
+  std::map<std::string, std::shared_ptr<VolatileBytes>> files_;
+};
+
+/// One process's environment.
+class SimEnvironment : public RunEnvironment {
+ public:
+  SimEnvironment(World& world, StateDirectory& state, SimDisk& source, std::vector<SimDisk*> targets)
+      : world_(world), clock_(world), state_(state), source_(source), targets_(std::move(targets)) {}
+
+  Clock& clock() override { return clock_; }
+  StateDirectory& state() override { return state_; }
+  Result<RunDevices> open_devices(const RunRecord& record) override;
+  std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override;
+
+  /// Of the last open_devices; dangling once the run has released it.
+  SimQueue* queue = nullptr;
+
+ private:
+  World& world_;
+  SimClock clock_;
+  StateDirectory& state_;
+  SimDisk& source_;
+  const std::vector<SimDisk*> targets_;
+};
+
+}  // namespace blockferry::sim
