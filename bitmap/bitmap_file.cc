@@ -143,6 +143,9 @@ Result<std::unique_ptr<BitmapFile>> BitmapFile::open(std::unique_ptr<StateFile> 
   auto size = bitmap->file_->size();
   if (!size) return fail(size.error());
   if (*size != bitmap->page_offset(bitmap->page_count_, 0)) return fail(damaged("its length is wrong"));
+  // A killed process may have left a generation that is readable but not durable yet. It must be, before the next commit
+  // overwrites what only its predecessor needs: else a power cut finds the old index and the new pages.
+  if (auto done = bitmap->file_->sync(); !done) return fail(done.error());
   std::vector<std::uint64_t> other(bitmap->entries_.size());
   const auto first = bitmap->read_index(0, bitmap->entries_);
   const auto second = bitmap->read_index(1, other);
