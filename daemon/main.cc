@@ -136,8 +136,8 @@ int run(const Config& config) {
 
   notify_stopping();
   spdlog::info("stopping: runs make a checkpoint and go on when ferryd is back");
-  (*server)->stop();
-  if (!(*manager)->stop(stop_patience)) {
+  const bool api_stopped = (*server)->stop();
+  if (!(*manager)->stop(stop_patience) || !api_stopped) {
     spdlog::warn("a device still does not answer: leaving without it");
     std::fflush(nullptr);
     ::_exit(0);

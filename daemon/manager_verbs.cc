@@ -126,7 +126,7 @@ std::vector<VolumeInUse> Manager::volumes_in_use(const std::string& except_id) c
     if (id == except_id || entry.damaged) continue;
     // A run that ended but still waits for a device that hangs holds its volumes all the same.
     const RunStatus status = entry.status();
-    if (run_state_ended(status.state) && !entry.active) continue;
+    if (run_state_ended(status.state) && (!entry.active || entry.active->drained())) continue;
     volumes.push_back({status.source_uri, id, false});
     for (const auto& target : status.targets) volumes.push_back({target.uri, id, true});
   }
@@ -194,6 +194,7 @@ Result<json> Manager::check(const RunRequest& request) {
 }
 
 Result<json> Manager::create_run(const RunRequest& request) {
+  take_back_finished();
   const bool incremental = request.mode == RunMode::incremental;
   RunRequest asked = request;
   if (incremental) asked.overwrite = true;

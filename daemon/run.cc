@@ -57,6 +57,9 @@ void Run::publish(const RunCore& core, bool final) {
   published_ = core.status();
   if (!final) return;
   final_record_ = core.record();
+  // A finished run that is not draining has released its devices: whoever sees that it finished may rely on
+  // it.
+  drained_ = !core.draining();
   finished_ = true;
   changed_.notify_all();
 }

@@ -17,6 +17,7 @@ constexpr std::uint64_t default_io_bytes = 1 * MiB;
 constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;  // past the cache's size copying slows
 constexpr unsigned default_depth = 16;
 constexpr unsigned extra_passes_max = 3;
+constexpr std::size_t huge_page_bytes = 2 * MiB;
 
 }  // namespace
 
@@ -43,20 +44,25 @@ CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t gr
   return options;
 }
 
-/// Anonymous pages: aligned, and given back as a whole.
+/// Anonymous memory in huge pages where they are to be had: the kernel then splits each I/O into far fewer
+/// pieces.
 struct RunCore::Memory {
-  explicit Memory(std::size_t bytes) : length(bytes) {
+  explicit Memory(std::size_t bytes) : length(round_up(bytes, huge_page_bytes) + huge_page_bytes) {
     address = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (address == MAP_FAILED) return;
+    const auto start = round_up(reinterpret_cast<std::uintptr_t>(address), huge_page_bytes);
+    usable = {reinterpret_cast<std::byte*>(start), bytes};
+    if (bytes >= huge_page_bytes) ::madvise(usable.data(), round_up(bytes, huge_page_bytes), MADV_HUGEPAGE);
   }
   ~Memory() {
     if (address != MAP_FAILED) ::munmap(address, length);
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
-  std::span<std::byte> span() const { return {static_cast<std::byte*>(address), length}; }
 
+  const std::size_t length;
   void* address;
-  std::size_t length;
+  std::span<std::byte> usable;
 };
 
 RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits& limits)
@@ -103,7 +109,7 @@ Result<void> RunCore::open_devices() {
   record_.status.io_engine = devices_.io_engine;
   memory_ = std::make_unique<Memory>(round_up(CopyEngine::memory_bytes(engine_options_), 4096));
   if (memory_->address == MAP_FAILED) return fail(error_from_errno(ENOMEM, "allocate buffers", ""));
-  return devices_.queue->register_memory(memory_->span());
+  return devices_.queue->register_memory(memory_->usable);
 }
 
 /// A run goes on only with the volumes that it began with.
@@ -151,7 +157,7 @@ void RunCore::make_engine() {
   for (const auto& target : devices_.targets) stand_in = stand_in == nullptr ? target.get() : stand_in;
   BLOCKFERRY_CHECK(stand_in != nullptr, "a run without any device");
   for (const auto& target : devices_.targets) targets.push_back(target != nullptr ? target.get() : stand_in);
-  engine_ = std::make_unique<CopyEngine>(*devices_.queue, clock_, *stand_in, targets, memory_->span(),
+  engine_ = std::make_unique<CopyEngine>(*devices_.queue, clock_, *stand_in, targets, memory_->usable,
                                          engine_options_);
   for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
     if (devices_.targets[i] == nullptr) engine_->drop_target(i);
@@ -258,6 +264,7 @@ void RunCore::enter_verifying() {
 
 /// The phase's work is done and committed: what comes next.
 void RunCore::phase_finished() {
+  if (limits_.metrics != nullptr && record_.phase == RunPhase::copying) limits_.metrics->add_pass(current_pass().kind);
   phase_done_ = false;
   quiet_checkpoint_ = false;
   switch (record_.phase) {

@@ -251,8 +251,8 @@ void RunCore::forget_bad_range(ByteRange copied) {
   bad = std::move(kept);
 }
 
-/// The others go on; what this one may lack is written down, so that it can be taken back later: all that is not synced,
-/// in flight, or among the results of this step, which stand between the two.
+/// The others go on; what this one may lack is written down, so that it can be taken back later: all that is
+/// not synced, in flight, or among the results of this step, which stand between the two.
 void RunCore::target_failed(std::size_t index, const Error& error) {
   if (record_.status.targets[index].error) return;
   record_.status.targets[index].error = error;

@@ -66,7 +66,10 @@ std::string Error::message() const {
   std::string text = operation;
   if (!device.empty()) text += (text.empty() ? "" : " ") + device;
   if (offset) text += " at offset " + std::to_string(*offset);
-  if (errno_value != 0) text += std::string(": ") + ::strerrordesc_np(errno_value);
+  if (errno_value != 0) {
+    const char* const words = ::strerrordesc_np(errno_value);  // null for an errno that libc has no words for
+    text += words != nullptr ? std::string(": ") + words : ": error " + std::to_string(errno_value);
+  }
   if (!hint.empty()) text += (errno_value != 0 ? "; " : ": ") + hint;
   // One line, whatever a device's name or a library's text holds.
   for (char& letter : text) {

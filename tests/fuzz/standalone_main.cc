@@ -108,7 +108,7 @@ void run_one(Current& current, const Bytes& bytes) {
   std::copy(bytes.begin(), bytes.end(), current.data);
   ::alarm(seconds_for_one_input);
   // A copy of exactly this size, so that reading past its end is found out.
-  const Bytes exact(bytes);
+  const Bytes exact(bytes.begin(), bytes.end());
   LLVMFuzzerTestOneInput(exact.data(), exact.size());
 }
 

@@ -104,6 +104,7 @@ TEST_F(ApiAbuse, IdleConnectionsAreClosedInTheEnd) {
 TEST_F(ApiAbuse, AHundredIdleConnectionsHinderNobody) {
   start();
   std::vector<HttpClient> idle;
+  idle.reserve(100);
   for (int i = 0; i < 100; ++i) idle.push_back(client());
   for (auto& one : idle) ASSERT_TRUE(one.connected());
   auto http = client();

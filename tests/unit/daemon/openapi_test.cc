@@ -72,7 +72,7 @@ void expect_fits(const json& schema_or_ref, const json& value, const std::string
   for (const auto& [name, member] : value.items()) {
     ASSERT_TRUE(schema["properties"].contains(name))
         << where << " has a member the file does not know: " << name;
-    expect_fits(schema["properties"][name], member, where + "." + name);
+    expect_fits(schema["properties"][name], member, std::string(where).append(".").append(name));
   }
 }
 

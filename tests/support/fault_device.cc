@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/fault_device.h"
+
+#include <algorithm>
+
+namespace blockferry {
+
+FaultRule* FaultDevice::rule_for(const IoRequest& request) {
+  for (auto& rule : rules) {
+    const bool overlaps =
+        request.operation == IoOperation::flush ||
+        (request.offset < rule.range.offset + std::min(rule.range.bytes, UINT64_MAX - rule.range.offset) &&
+         rule.range.offset < request.offset + request.bytes);
+    if (rule.operation != request.operation || !overlaps || rule.count == 0) continue;
+    if (rule.skip > 0) {
+      --rule.skip;
+      continue;
+    }
+    --rule.count;
+    ++rule.struck;
+    return &rule;
+  }
+  return nullptr;
+}
+
+void FaultDevice::submit(IoRequest& request) {
+  FaultRule* rule = rule_for(request);
+  if (rule == nullptr) return inner_.submit(request);
+  request.device = this;
+  switch (rule->effect) {
+    case FaultRule::Effect::error:
+      return queue_.post(request, -rule->errno_value);
+    case FaultRule::Effect::hang:
+      return queue_.hold(request);
+    case FaultRule::Effect::flip_bit:
+      request.data[0] ^= std::byte(1);
+      return inner_.submit(request);
+    case FaultRule::Effect::shorten: {
+      const std::uint64_t asked = request.bytes;
+      request.bytes = std::min(asked, rule->bytes);
+      inner_.submit(request);  // this device answers at once, so the request may be restored
+      request.bytes = asked;
+      return;
+    }
+  }
+}
+
+}  // namespace blockferry

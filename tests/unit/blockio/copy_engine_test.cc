@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine against a plain model: whatever the sizes, depths and patterns, every target ends as the source,
+// and the checksums are those of the source. Faults are in tests/fault.
+#include "blockio/copy_engine.h"
+
+#include <gtest/gtest.h>
+
+#include "blockio/base/checksum.h"
+#include "tests/support/engine_bench.h"
+
+namespace blockferry {
+namespace {
+
+void fill_with_patterns(std::vector<std::byte>& content, std::mt19937_64& random) {
+  for (std::size_t at = 0; at < content.size();) {
+    const std::size_t end = std::min(content.size(), at + (1 + random() % 12) * 4096);
+    const bool zero = random() % 2 == 0;
+    for (; at < end; ++at) content[at] = zero ? std::byte(0) : std::byte(random());
+  }
+}
+
+TEST(CopyEngine, EveryTargetEndsAsTheSource) {
+  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    std::mt19937_64 random(seed);
+    CopyEngineOptions options;
+    options.granule_bytes = 4096ULL << random() % 3;
+    options.io_bytes = options.granule_bytes * (1 + random() % 8);
+    options.depth = unsigned(1 + random() % 6);
+    options.checksums = random() % 4 != 0;
+    const std::size_t bytes = 1 + random() % (400 * 1024);
+    EngineBench bench(seed, bytes, 1 + random() % 3, options);
+    fill_with_patterns(bench.source.content, random);
+    std::uint64_t total = 0;
+    for (const auto& result : bench.copy_all()) {
+      ASSERT_FALSE(result.read_error);
+      total += result.range.bytes;
+      ASSERT_EQ(result.checksums.size(),
+                options.checksums ? divide_up(result.range.bytes, options.granule_bytes) : 0);
+      for (std::size_t i = 0; i < result.checksums.size(); ++i) {
+        const std::uint64_t start = result.range.offset + i * options.granule_bytes;
+        const auto granule =
+            std::span(bench.source.content).subspan(start, std::min(options.granule_bytes, bytes - start));
+        ASSERT_EQ(result.checksums[i], crc64(granule)) << "granule at " << start;
+      }
+    }
+    ASSERT_EQ(total, bytes);
+    for (const auto& target : bench.targets)
+      ASSERT_TRUE(target->content == bench.source.content) << target->info().uri;
+    ASSERT_EQ(bench.engine->stats().bytes_read, bytes);
+  }
+}
+
+TEST(CopyEngine, ZeroRunsWorthItGoOutAsZeroesAndShortOnesAsData) {
+  CopyEngineOptions options;
+  options.io_bytes = 64 * 4096;
+  options.depth = 2;
+  EngineBench bench(1, 64 * 4096, 1, options);  // zero_run_bytes_min is 16384
+  for (auto& byte : bench.source.content) byte = std::byte(5);
+  std::fill_n(bench.source.content.begin() + 8 * 4096, 3 * 4096, std::byte(0));   // too short
+  std::fill_n(bench.source.content.begin() + 20 * 4096, 4 * 4096, std::byte(0));  // just worth it
+  const auto results = bench.copy_all();
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_EQ(results[0].bytes_zeroed, 4 * 4096u);
+  EXPECT_EQ(bench.targets[0]->bytes_zeroed, 4 * 4096u);
+  EXPECT_EQ(bench.targets[0]->bytes_written, 60 * 4096u);
+  EXPECT_EQ(bench.targets[0]->content, bench.source.content);
+}
+
+TEST(CopyEngine, ADroppedTargetGetsNothingMore) {
+  CopyEngineOptions options;
+  options.io_bytes = 4 * 4096;
+  EngineBench bench(2, 64 * 4096, 2, options);
+  for (auto& byte : bench.source.content) byte = std::byte(9);
+  bench.engine->drop_target(1);
+  bench.copy_all();
+  EXPECT_EQ(bench.targets[0]->content, bench.source.content);
+  EXPECT_EQ(bench.targets[1]->bytes_written, 0u);
+  bench.engine->start_flush();
+  bench.drain();
+  EXPECT_TRUE(bench.engine->take_flush_result());
+  EXPECT_EQ(bench.targets[0]->flushes, 1u);
+  EXPECT_EQ(bench.targets[1]->flushes, 0u);
+}
+
+TEST(CopyEngine, RangesInFlightCoverWhatWasStarted) {
+  CopyEngineOptions options;
+  options.io_bytes = 2 * 4096;
+  options.depth = 3;
+  EngineBench bench(3, 16 * 4096, 1, options);
+  bench.engine->start_copy({0, 8192});
+  bench.engine->start_zero({8192, 4096});
+  const auto ranges = bench.engine->ranges_in_flight();
+  EXPECT_EQ(ranges.size(), 2u);
+  EXPECT_EQ(bench.engine->jobs_in_flight(), 2u);
+  EXPECT_TRUE(bench.engine->can_start());
+  bench.drain();
+  EXPECT_TRUE(bench.engine->ranges_in_flight().empty());
+}
+
+TEST(CopyEngineDeathTest, TwoCopiesOfOneGranuleAreABrokenInvariant) {
+  CopyEngineOptions options;
+  options.io_bytes = 2 * 4096;
+  EngineBench bench(4, 16 * 4096, 1, options);
+  bench.engine->start_copy({0, 8192});
+  EXPECT_DEATH(bench.engine->start_copy({4096, 8192}), "invariant 5");
+  bench.drain();
+}
+
+}  // namespace
+}  // namespace blockferry
