@@ -13,10 +13,18 @@
 
 namespace blockferry {
 
+namespace {
+
+// Holes are copied by the TiB in moments: their bits are not left to grow in memory until the interval is over.
+constexpr std::uint64_t copied_granules_max = 64 * MiB;
+
+}  // namespace
+
 bool RunCore::checkpoint_due() const {
   if (checkpoint_under_way()) return false;
   if (phase_done_ || ending_ != Ending::none) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
   if (record_.paused) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
+  if (volume_->copied_count() >= copied_granules_max) return true;
   return clock_.now() - checkpoint_finished_ >= limits_.checkpoint_interval;
 }
 

@@ -50,7 +50,8 @@ class VolumeState {
   /// Granules from `first` on, up to `end`, may have been marked by a tracker since the last commit.
   void note_collected(std::uint64_t first, std::uint64_t end);
 
-  bool anything_unsynced() const { return !copied_now_->empty() || !copied_flushing_->empty(); }
+  /// Granules that the next checkpoint would take up.
+  std::uint64_t copied_count() const { return copied_now_->count(); }
 
   /// What was copied until now is to be flushed. Precondition: no checkpoint is under way.
   void begin_checkpoint();
