@@ -17,6 +17,7 @@ constexpr std::uint64_t default_io_bytes = 1 * MiB;
 constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;  // past the cache's size copying slows
 constexpr unsigned default_depth = 16;
 constexpr unsigned extra_passes_max = 3;
+constexpr Nanoseconds status_interval = std::chrono::milliseconds(5);  // more often than anybody looks
 constexpr std::size_t huge_page_bytes = 2 * MiB;
 
 }  // namespace
@@ -433,7 +434,7 @@ void RunCore::step(Nanoseconds timeout) {
   for (auto& result : results_) finished_job(result);
   continue_checkpoint(timeout);
   advance();
-  if (!finished_) update_status();
+  if (!finished_ && clock_.now() - status_updated_ >= status_interval) update_status();
 }
 
 void RunCore::advance() {

@@ -168,7 +168,7 @@ class RunCore {
   CopyEngineStats stats_seen_;  ///< up to here they are in the status and the metrics
   ProgressMeter meter_;
   RateLimiter limiter_;
-  Nanoseconds pass_clock_{0};
+  Nanoseconds pass_clock_{0}, status_updated_{0};
   std::uint64_t work_done_ = 0;  ///< bytes of any phase's work, of this process; for rate and progress
 };
 

@@ -64,7 +64,7 @@ void RunCore::update_status() {
       current_pass().seconds += seconds(clock_.now() - pass_clock_);
     }
   }
-  pass_clock_ = clock_.now();
+  pass_clock_ = status_updated_ = clock_.now();
   update_estimate();
   watch_for_stalls();
 }
