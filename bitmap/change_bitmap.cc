@@ -8,8 +8,12 @@
 //
 // All of these are sequentially consistent. Either the marker's leaf bit came before the owner's second look,
 // then the owner restores the summary; or it came after, then the marker's own summary bit comes after the
-// owner's clearing. A summary bit above an empty word may remain for a moment; that costs a look and hides
-// nothing.
+// owner's clearing. A summary bit above an empty word may remain; that costs a look and hides nothing. A bit
+// whose set() has returned may be hidden only between the owner's clearing and its second look, and so from
+// nobody but other readers.
+//
+// The count of set bits is raised before the bits are set, and lowered after they are cleared: it may be too
+// large for a moment, but never too small, so that empty() is never said of a bitmap with a bit in it.
 #include "bitmap/change_bitmap.h"
 
 #include <algorithm>
@@ -46,6 +50,8 @@ std::uint64_t* reserve(std::uint64_t words) {
   void* memory = ::mmap(nullptr, words * sizeof(std::uint64_t), PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   BLOCKFERRY_CHECK(memory != MAP_FAILED, "no address space for a change bitmap");
+  // One bit shall cost one page of memory, not a huge one. Kernels without huge pages refuse: no harm.
+  ::madvise(memory, words * sizeof(std::uint64_t), MADV_NOHUGEPAGE);
   return static_cast<std::uint64_t*>(memory);
 }
 
@@ -71,14 +77,16 @@ std::uint64_t ChangeBitmap::page_count() const {
   return (granule_count_ + page_bits - 1) / page_bits;
 }
 std::uint64_t ChangeBitmap::count() const {
-  return set_count_.load(std::memory_order_seq_cst);
+  return std::min(set_count_.load(std::memory_order_seq_cst), granule_count_);
 }
 
 void ChangeBitmap::set(GranuleRange range) {
   BLOCKFERRY_CHECK(range.first <= granule_count_ && range.count <= granule_count_ - range.first,
                    "a mark beyond the volume");
   if (range.count == 0) return;
-  set_count_ += set_words(range.first, range.count);
+  set_count_ += range.count;
+  const std::uint64_t already = range.count - set_words(range.first, range.count);
+  if (already != 0) set_count_ -= already;
   raise_summaries(range.first / word_bits, (range.end() - 1) / word_bits);
 }
 
@@ -127,13 +135,17 @@ void ChangeBitmap::clear(GranuleRange range) {
                    "a range beyond the volume");
   if (range.count == 0) return;
   const std::uint64_t last = (range.end() - 1) / word_bits;
-  for (std::uint64_t word = range.first / word_bits; word <= last; ++word) {
+  std::uint64_t cleared = 0;
+  // By way of the summaries, which spares memory that was never touched. A word whose first mark is under way
+  // may be passed over; then that mark came after the clearing.
+  for (std::uint64_t word = next_set_word(range.first / word_bits); word <= last;
+       word = next_set_word(word + 1)) {
     const std::uint64_t mask = mask_in_word(word, range.first, range.count);
-    if (load(levels_[0].words[word]) == 0) continue;  // also spares memory that was never touched
     const std::uint64_t before = at(levels_[0].words[word]).fetch_and(~mask);
-    set_count_ -= std::uint64_t(std::popcount(before & mask));
+    cleared += std::uint64_t(std::popcount(before & mask));
     if ((before & ~mask) == 0) lower_summaries(word);
   }
+  set_count_ -= cleared;
 }
 
 void ChangeBitmap::set_all() {
@@ -241,8 +253,10 @@ void ChangeBitmap::or_page(std::uint64_t page, const std::uint64_t (&words)[512]
     BLOCKFERRY_CHECK(word < levels_[0].count, "a page beyond the volume");
     const std::uint64_t beyond = granule_count_ - word * word_bits;
     const std::uint64_t valid = beyond >= word_bits ? ~0ULL : (1ULL << beyond) - 1;
-    const std::uint64_t before = at(levels_[0].words[word]).fetch_or(words[i] & valid);
-    set_count_ += std::uint64_t(std::popcount(words[i] & valid & ~before));
+    const std::uint64_t mask = words[i] & valid;
+    set_count_ += std::uint64_t(std::popcount(mask));
+    const std::uint64_t before = at(levels_[0].words[word]).fetch_or(mask);
+    set_count_ -= std::uint64_t(std::popcount(mask & before));
     raise_summaries(word, word);
   }
 }

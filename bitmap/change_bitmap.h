@@ -38,7 +38,7 @@ class ChangeBitmap {
   void set_all();                  ///< owner
   void clear_all();                ///< owner, while nobody marks; gives the memory back
   bool test(std::uint64_t granule) const;
-  std::uint64_t count() const;  ///< set bits; exact when nobody marks meanwhile, O(1)
+  std::uint64_t count() const;  ///< set bits; exact when nobody marks meanwhile, else never too small; O(1)
   std::uint64_t count(GranuleRange range) const;
   bool empty() const { return count() == 0; }
 

@@ -26,6 +26,7 @@ class ChecksumTracker : public Tracker {
   }
 
   std::optional<GranuleRange> next_read(std::uint64_t count_max) override {
+    BLOCKFERRY_CHECK(dirty_ != nullptr && count_max > 0, "a read of nothing, or outside of a pass");
     while (next_ < granule_count_) {
       const auto dirty = dirty_->find(next_, UINT64_MAX);
       if (dirty && dirty->first == next_) {
@@ -47,8 +48,11 @@ class ChecksumTracker : public Tracker {
                      "an answer that was not asked for");
     recorded_.resize(range.count);
     if (auto done = records_.read(range.first, recorded_); !done) return done;
-    for (std::uint64_t i = 0; i < range.count; ++i) {
-      if (recorded_[i] != checksums[i]) dirty_->set({range.first + i, 1});
+    for (std::uint64_t i = 0; i < range.count;) {
+      const std::uint64_t first = i;
+      while (i < range.count && recorded_[i] != checksums[i]) ++i;
+      dirty_->set({range.first + first, i - first});
+      i += i == first ? 1 : 0;
     }
     asked_.erase(asked);
     return {};
@@ -70,7 +74,29 @@ class ChecksumTracker : public Tracker {
   std::vector<std::uint64_t> recorded_;
 };
 
+class NoneTracker : public Tracker {
+ public:
+  explicit NoneTracker(std::uint64_t granule_count) : granule_count_(granule_count) {}
+
+  const char* name() const override { return "none"; }
+  bool trusted() const override { return false; }  // it never looks
+  Result<void> begin_pass(ChangeBitmap&, std::uint64_t) override { return {}; }
+  std::optional<GranuleRange> next_read(std::uint64_t) override { return std::nullopt; }
+  Result<void> on_read(GranuleRange, std::span<const std::uint64_t>) override {
+    BLOCKFERRY_CHECK(false, "an answer that was not asked for");
+    return {};
+  }
+  std::uint64_t collected() const override { return granule_count_; }
+
+ private:
+  const std::uint64_t granule_count_;
+};
+
 }  // namespace
+
+std::unique_ptr<Tracker> make_none_tracker(std::uint64_t granule_count) {
+  return std::make_unique<NoneTracker>(granule_count);
+}
 
 std::unique_ptr<Tracker> make_checksum_tracker(std::uint64_t granule_count, RecordedChecksums& records) {
   return std::make_unique<ChecksumTracker>(granule_count, records);

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <set>
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -51,7 +54,7 @@ class RealStateFile : public StateFile {
     while (!data.empty()) {
       const ssize_t count = ::pwrite(fd_.get(), data.data(), data.size(), off_t(offset));
       if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return fail(error("write"));
+      if (count <= 0) return fail(error("write", count < 0 ? errno : EIO));
       offset += std::uint64_t(count);
       data = data.subspan(std::size_t(count));
     }
@@ -72,21 +75,31 @@ class RealStateFile : public StateFile {
 
   Result<void> punch(std::uint64_t offset, std::uint64_t bytes) override {
     if (bytes == 0) return {};
-    if (::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0)
-      return {};
-    if (errno != EOPNOTSUPP) return fail(error("punch"));
-    const std::vector<std::byte> zeroes(std::min<std::uint64_t>(bytes, 65536));
-    for (std::uint64_t done = 0; done < bytes;) {
-      const auto piece = std::min<std::uint64_t>(zeroes.size(), bytes - done);
-      if (auto written = write(offset + done, std::span(zeroes).first(piece)); !written) return written;
-      done += piece;
+    while (::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) !=
+           0) {
+      if (errno == EOPNOTSUPP) return write_zeroes(offset, bytes);
+      if (errno != EINTR) return fail(error("punch"));
     }
     return {};
   }
 
  private:
-  Error error(const char* operation) const {
-    Error failure = error_from_errno(errno, operation, path_);
+  /// For filesystems that cannot punch. What lies beyond the end reads as zeroes by itself.
+  Result<void> write_zeroes(std::uint64_t offset, std::uint64_t bytes) {
+    const auto length = size();
+    if (!length) return fail(length.error());
+    const std::uint64_t end = std::min(offset + bytes, *length);
+    const std::vector<std::byte> zeroes(65536);
+    while (offset < end) {
+      const auto piece = std::min<std::uint64_t>(zeroes.size(), end - offset);
+      if (auto written = write(offset, std::span(zeroes).first(piece)); !written) return written;
+      offset += piece;
+    }
+    return {};
+  }
+
+  Error error(const char* operation, int errno_value = errno) const {
+    Error failure = error_from_errno(errno_value, operation, path_);
     if (failure.code == ErrorCode::no_space)
       failure.hint = "the state directory's filesystem is full; make room";
     return failure;
@@ -101,22 +114,21 @@ class RealStateDirectory : public StateDirectory {
   RealStateDirectory(FileDescriptor fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
 
   Result<std::unique_ptr<StateFile>> open(const std::string& name, bool create) override {
-    FileDescriptor file(::openat(fd_.get(), name.c_str(), O_RDWR | O_CLOEXEC, 0600));
-    if (!file.valid() && errno == ENOENT && create) {
-      file.reset(::openat(fd_.get(), name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-      if (file.valid() && ::fsync(fd_.get()) != 0) return fail(error("sync", ""));
-    }
+    const int flags = O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0);
+    FileDescriptor file(::openat(fd_.get(), name.c_str(), flags, 0600));
     if (!file.valid()) return fail(error("open", name));
+    // Also where it was there already: whoever made it may have died before this.
+    if (create && ::fsync(fd_.get()) != 0) return fail(error("sync", ""));
     return std::make_unique<RealStateFile>(std::move(file), path_ + "/" + name);
   }
 
   Result<void> replace(const std::string& name, std::span<const std::byte> content) override {
+    const BeingReplaced turn(*this, name);
     const std::string temporary = name + ".new";
-    FileDescriptor fd(::openat(fd_.get(), temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-    if (!fd.valid()) return fail(error("create", temporary));
-    RealStateFile file(std::move(fd), path_ + "/" + temporary);
-    if (auto done = file.write(0, content); !done) return done;
-    if (auto done = file.sync(); !done) return done;
+    if (auto done = write_new(temporary, content); !done) {
+      ::unlinkat(fd_.get(), temporary.c_str(), 0);  // on a full disk the room is needed
+      return done;
+    }
     if (::renameat(fd_.get(), temporary.c_str(), fd_.get(), name.c_str()) != 0)
       return fail(error("replace", name));
     if (::fsync(fd_.get()) != 0) return fail(error("sync", ""));
@@ -150,29 +162,76 @@ class RealStateDirectory : public StateDirectory {
       return fail(failure);
     }
     std::vector<std::string> names;
+    errno = 0;  // readdir tells an error from the end by it alone
     while (const dirent* entry = ::readdir(directory)) {
       if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
         names.emplace_back(entry->d_name);
     }
+    const int errno_value = errno;
     ::closedir(directory);
+    if (errno_value != 0) return fail(error_from_errno(errno_value, "list", path_));
     std::sort(names.begin(), names.end());
     return names;
   }
 
  private:
+  /// Two replacements of one file would share its temporary one: the second waits.
+  class BeingReplaced {
+   public:
+    BeingReplaced(RealStateDirectory& directory, std::string name)
+        : directory_(directory), name_(std::move(name)) {
+      std::unique_lock lock(directory_.mutex_);
+      directory_.replaced_.wait(lock, [&] { return directory_.being_replaced_.insert(name_).second; });
+    }
+    ~BeingReplaced() {
+      const std::lock_guard lock(directory_.mutex_);
+      directory_.being_replaced_.erase(name_);
+      directory_.replaced_.notify_all();
+    }
+    BeingReplaced(const BeingReplaced&) = delete;
+    BeingReplaced& operator=(const BeingReplaced&) = delete;
+
+   private:
+    RealStateDirectory& directory_;
+    const std::string name_;
+  };
+
+  Result<void> write_new(const std::string& name, std::span<const std::byte> content) {
+    FileDescriptor fd(::openat(fd_.get(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (!fd.valid()) return fail(error("create", name));
+    RealStateFile file(std::move(fd), path_ + "/" + name);
+    if (auto done = file.write(0, content); !done) return done;
+    return file.sync();
+  }
+
   Error error(const char* operation, const std::string& name) const {
     return error_from_errno(errno, operation, name.empty() ? path_ : path_ + "/" + name);
   }
 
   const FileDescriptor fd_;
   const std::string path_;
+  std::mutex mutex_;
+  std::condition_variable replaced_;
+  std::set<std::string> being_replaced_;
 };
+
+/// A directory that was just made must not vanish with what is put into it.
+Result<void> sync_directory_of(const std::string& path) {
+  const std::string parent = path + "/..";
+  FileDescriptor fd(::open(parent.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid() || ::fsync(fd.get()) != 0) return fail(error_from_errno(errno, "sync", parent));
+  return {};
+}
 
 }  // namespace
 
 Result<std::unique_ptr<StateDirectory>> open_state_directory(const std::string& path, bool create) {
-  if (create && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    return fail(error_from_errno(errno, "create state directory", path));
+  if (create) {
+    if (::mkdir(path.c_str(), 0700) == 0) {
+      if (auto done = sync_directory_of(path); !done) return fail(done.error());
+    } else if (errno != EEXIST) {
+      return fail(error_from_errno(errno, "create state directory", path));
+    }
   }
   FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd.valid()) return fail(error_from_errno(errno, "open state directory", path));
