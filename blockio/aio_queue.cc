@@ -16,6 +16,8 @@ namespace blockferry {
 
 namespace {
 
+constexpr Nanoseconds blocking_max = std::chrono::milliseconds(100);
+
 class AioQueue : public FileQueue {
  public:
   explicit AioQueue(unsigned depth) : depth_(std::max(depth, 1U)) {}
@@ -25,6 +27,7 @@ class AioQueue : public FileQueue {
 
   Result<void> register_memory(std::span<std::byte>) override { return {}; }  // nothing to register here
   Result<unsigned> add_file(int fd) override;
+  void remove_file(unsigned slot) override { files_[slot] = {}; }
   void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) override;
   void post(IoRequest& request, std::int64_t result) override { posted_.emplace_back(&request, result); }
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
@@ -37,19 +40,27 @@ class AioQueue : public FileQueue {
     IoRequest* request;
     std::uint64_t bytes;
   };
+  struct File {
+    int fd = -1;                 ///< -1: a free slot
+    bool zero_by_range = false;  ///< it has refused the first way to zero
+  };
 
   void submit_waiting();
-  bool do_at_once(const Pending& pending);
+  bool submit_batch();
+  bool blocks(const Pending& pending) const;
+  void do_at_once(const Pending& pending);
+  int zero(File& file, const Pending& pending) const;
   void fill(iocb& control, const Pending& pending) const;
   void take_posted(std::vector<IoRequest*>& completed);
   static std::int64_t now_ns() { return system_clock().now().count(); }
 
   const unsigned depth_;
   io_context_t context_ = nullptr;
-  std::vector<int> files_;
+  std::vector<File> files_;  ///< by slot
   std::deque<Pending> waiting_;
   std::vector<iocb> controls_;
   std::vector<unsigned> free_;  ///< of controls_
+  std::vector<iocb*> batch_;    ///< of one system call
   std::vector<std::pair<IoRequest*, std::int64_t>> posted_;
   std::vector<io_event> events_;
   bool flush_blocks_ = false;  ///< the kernel refused an asynchronous flush
@@ -64,7 +75,10 @@ AioQueue::~AioQueue() {
 
 Result<void> AioQueue::open() {
   if (const int error = ::io_setup(int(depth_), &context_); error < 0) {
-    return fail(error_from_errno(-error, "set up asynchronous I/O", ""));
+    Error failure = error_from_errno(-error, "set up asynchronous I/O", "");
+    if (error == -EAGAIN) failure.hint = "the system's limit is reached; raise the sysctl fs.aio-max-nr";
+    if (error == -ENOSYS || error == -EPERM) failure.code = ErrorCode::unsupported;
+    return fail(failure);
   }
   controls_.resize(depth_);
   events_.resize(depth_);
@@ -73,8 +87,10 @@ Result<void> AioQueue::open() {
 }
 
 Result<unsigned> AioQueue::add_file(int fd) {
-  files_.push_back(fd);
-  return unsigned(files_.size() - 1);
+  auto free = std::find_if(files_.begin(), files_.end(), [](const File& file) { return file.fd < 0; });
+  if (free == files_.end()) free = files_.insert(files_.end(), File{});
+  *free = {fd, false};
+  return unsigned(free - files_.begin());
 }
 
 void AioQueue::submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) {
@@ -83,27 +99,30 @@ void AioQueue::submit_file(unsigned slot, IoRequest& request, std::uint64_t byte
 }
 
 /// What has no asynchronous form.
-bool AioQueue::do_at_once(const Pending& pending) {
-  const int fd = files_[pending.slot];
-  const IoRequest& request = *pending.request;
-  int done = 0;
-  if (request.operation == IoOperation::flush && flush_blocks_) {
-    done = ::fdatasync(fd);
-  } else if (request.operation == IoOperation::zero) {
-    const auto offset = off_t(request.offset), length = off_t(pending.bytes);
-    done = ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
-    if (done != 0 && errno == EOPNOTSUPP) {
-      done = ::fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
-    }
-  } else {
-    return false;
-  }
+bool AioQueue::blocks(const Pending& pending) const {
+  const IoOperation operation = pending.request->operation;
+  return operation == IoOperation::zero || (operation == IoOperation::flush && flush_blocks_);
+}
+
+void AioQueue::do_at_once(const Pending& pending) {
+  File& file = files_[pending.slot];
+  const bool flush = pending.request->operation == IoOperation::flush;
+  const int done = flush ? ::fdatasync(file.fd) : zero(file, pending);
   post(*pending.request, done == 0 ? 0 : -errno);
-  return true;
+}
+
+int AioQueue::zero(File& file, const Pending& pending) const {
+  const auto offset = off_t(pending.request->offset), length = off_t(pending.bytes);
+  if (!file.zero_by_range) {
+    if (::fallocate(file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) == 0) return 0;
+    if (errno != EOPNOTSUPP) return -1;
+    file.zero_by_range = true;
+  }
+  return ::fallocate(file.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
 }
 
 void AioQueue::fill(iocb& control, const Pending& pending) const {
-  const int fd = files_[pending.slot];
+  const int fd = files_[pending.slot].fd;
   const IoRequest& request = *pending.request;
   switch (request.operation) {
     case IoOperation::read:
@@ -120,31 +139,49 @@ void AioQueue::fill(iocb& control, const Pending& pending) const {
   control.data = pending.request;
 }
 
+/// In the order they came. Blocking ones go out only for a while: the run's thread has to look up now and
+/// then.
 void AioQueue::submit_waiting() {
+  const std::int64_t give_up = now_ns() + blocking_max.count();
   while (!waiting_.empty()) {
-    const Pending pending = waiting_.front();
-    if (do_at_once(pending)) {
+    if (!blocks(waiting_.front())) {
+      if (!submit_batch()) return;
+    } else if (now_ns() < give_up) {
+      do_at_once(waiting_.front());
       waiting_.pop_front();
-      continue;
-    }
-    if (free_.empty()) return;
-    const unsigned index = free_.back();
-    iocb* control = &controls_[index];
-    fill(*control, pending);
-    const int done = ::io_submit(context_, 1, &control);
-    if (done == 1) {
-      free_.pop_back();
-      waiting_.pop_front();
-      ++in_kernel_;
-    } else if (done == -EINVAL && pending.request->operation == IoOperation::flush) {
-      flush_blocks_ = true;
-    } else if (done == -EAGAIN && in_kernel_ > 0) {
-      return;  // when some have come back there is room again
     } else {
-      waiting_.pop_front();
-      post(*pending.request, done == 0 ? -EAGAIN : done);
+      return;
     }
   }
+}
+
+/// As many as there is room for, in one system call. False when the kernel takes no more for the moment.
+bool AioQueue::submit_batch() {
+  batch_.clear();
+  for (const Pending& pending : waiting_) {
+    if (batch_.size() == free_.size() || blocks(pending)) break;
+    batch_.push_back(&controls_[free_[free_.size() - 1 - batch_.size()]]);
+    fill(*batch_.back(), pending);
+  }
+  if (batch_.empty()) return false;
+  const int done = ::io_submit(context_, long(batch_.size()), batch_.data());
+  if (done > 0) {
+    waiting_.erase(waiting_.begin(), waiting_.begin() + done);
+    free_.resize(free_.size() - std::size_t(done));
+    in_kernel_ += std::size_t(done);
+    return true;
+  }
+  // The complaint is about the first one only.
+  const Pending pending = waiting_.front();
+  if (done == -EINVAL && pending.request->operation == IoOperation::flush) {
+    flush_blocks_ = true;
+  } else if (done == -EINTR || (done == -EAGAIN && in_kernel_ > 0)) {
+    return false;  // when some have come back there is room again
+  } else {
+    waiting_.pop_front();
+    post(*pending.request, done == 0 ? -EAGAIN : done);
+  }
+  return true;
 }
 
 void AioQueue::take_posted(std::vector<IoRequest*>& completed) {

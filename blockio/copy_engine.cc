@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The data path, in the order it runs:
+// The data path, top to bottom as it runs. A slot is one job's buffer and bookkeeping; its states:
 //
-//   start_copy ──> read_next ──> finished_read ──> checksum_and_find_zeroes ──> start_writes ──> write_next
-//   ─┐
-//                     ^  │ short: the rest                                         (a work a run,   ^ v │  └
-//                     failed: once more, then granule by granule                a target)      └─
-//                     finished_write └──────── read_failed │ all done
-//   start_checksum ─> as above, up to the checksums ──────────────────────────────────────────────>
-//   finish_job start_zero ─────> start_writes: one work a target
-//   ─────────────────────────────────────────────────> "
+//   free ── start_copy, start_checksum            free ── start_zero ────────────┐
+//                  v                                                             v
+//     ┌────────> reading ──> checksum_and_find_zeroes ──> start_writes ──────> writing <──────────┐
+//     │ read_next  │                  │ a checksum job                           │    write_next │
+//     └────────────┤ finished_read    │                                          ├───────────────┘
+//   short: the rest; failed:          v                          finished_write  v     short: the rest;
+//   once more, then by granule ─> finish_job <─────────── every work has ended ──┘     failed: once more
+//   and then for good                 └──> free, its JobResult among poll()'s
 //
-// A slot is one job's buffer and its bookkeeping: free, reading, writing, free. A TargetWork is one run of
-// data or zeroes on its way to one target; it has at most one request in flight and ends when its whole range
-// is there or has failed. Everything here runs on the thread that calls poll().
+// A TargetWork is one run of data or zeroes on its way to one target; it has at most one request in flight
+// and ends when its whole range is there or has failed. Everything here runs on the thread that calls poll().
 #include "blockio/copy_engine.h"
 
 #include <algorithm>
@@ -88,8 +87,8 @@ struct CopyEngine::Slot {
   bool granule_mode = false;  // the whole failed twice: one granule at a time
 
   std::vector<bool> zero_granules;
-  std::deque<TargetWork> works;  // a deque: requests stay in place
-  std::size_t works_left = 0;
+  std::deque<TargetWork> works;  // a deque: requests stay in place; kept from job to job
+  std::size_t works_used = 0, works_left = 0;
   JobResult result;
 };
 
@@ -113,6 +112,7 @@ CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector
   BLOCKFERRY_CHECK(options.granule_bytes >= page_bytes && std::has_single_bit(options.granule_bytes),
                    "an odd granule");
   BLOCKFERRY_CHECK(options.io_bytes % options.granule_bytes == 0 && options.depth > 0, "an odd I/O size");
+  std::memset(zeroes_, 0, options.io_bytes);  // whatever the memory served for before
   for (unsigned i = 0; i < options.depth; ++i) {
     slots_.push_back(std::make_unique<Slot>());
     slots_.back()->buffer = memory.data() + options.io_bytes * i;
@@ -265,10 +265,10 @@ void CopyEngine::checksum_and_find_zeroes(Slot& slot) {
     const std::uint64_t start = i * options_.granule_bytes;
     const std::span<const std::byte> granule(slot.buffer + start,
                                              std::min(options_.granule_bytes, slot.range.bytes - start));
-    bool maybe_zero = true;
+    bool maybe_zero = slot.kind == JobKind::copy;
     if (options_.checksums) {
       const std::uint64_t checksum = slot.result.checksums[i] = crc64(granule);
-      maybe_zero = granule.size() < options_.granule_bytes || checksum == zero_checksum_;
+      maybe_zero &= granule.size() < options_.granule_bytes || checksum == zero_checksum_;
     }
     slot.zero_granules[i] = maybe_zero && is_zero(granule);
   }
@@ -282,24 +282,24 @@ void CopyEngine::start_writes(Slot& slot) {
   for (std::size_t target = 0; target < targets_.size(); ++target) {
     if (!dropped_[target]) cut_for_target(slot, target);
   }
-  slot.works_left = slot.works.size();
-  if (slot.works_left == 0) return finish_job(slot);
   // Counted first: works may end within write_next, and the last one finishes the job.
-  const std::size_t count = slot.works.size();
+  const std::size_t count = slot.works_left = slot.works_used;
+  if (count == 0) return finish_job(slot);
   for (std::size_t i = 0; i < count; ++i) write_next(slot.works[i]);
 }
 
 /// Cuts the slot's range into runs of data and of zeroes worth a zero request on this target.
 void CopyEngine::cut_for_target(Slot& slot, std::size_t target) {
   const auto add = [&](ByteRange range, bool zero) {
-    if (!slot.works.empty()) {
-      TargetWork& last = slot.works.back();
+    if (slot.works_used > 0) {
+      TargetWork& last = slot.works[slot.works_used - 1];
       if (last.request.target == target && last.zero == zero && last.range.end() == range.offset) {
         last.range.bytes += range.bytes;
         return;
       }
     }
-    TargetWork& work = slot.works.emplace_back();
+    if (slot.works_used == slot.works.size()) slot.works.emplace_back();
+    TargetWork& work = slot.works[slot.works_used++] = TargetWork{};
     work.request.kind = Request::Kind::write;
     work.request.target = target;
     work.request.slot = &slot;
@@ -390,7 +390,7 @@ void CopyEngine::work_done(TargetWork& work) {
 
 void CopyEngine::finish_job(Slot& slot) {
   (results_ != nullptr ? *results_ : early_results_).push_back(std::move(slot.result));
-  slot.works.clear();
+  slot.works_used = 0;
   slot.busy = false;
   free_slots_.push_back(&slot);
 }
@@ -489,7 +489,7 @@ std::optional<CopyEngine::Oldest> CopyEngine::oldest_request() const {
   for (const auto& slot : slots_) {
     if (!slot->busy) continue;
     consider(slot->read);
-    for (const auto& work : slot->works) consider(work.request);
+    for (std::size_t i = 0; i < slot->works_used; ++i) consider(slot->works[i].request);
   }
   for (const auto& flush : flushes_) consider(*flush);
   if (oldest == nullptr) return std::nullopt;

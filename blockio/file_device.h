@@ -18,7 +18,7 @@ struct FileDeviceOptions {
   /// source: open also when mounted or held by others (block: no O_EXCL; file: no lock).
   bool shared = false;
   /// target files: created when missing, and set to this size when the file is new, empty or `resize`.
-  /// 0 with role target: as it is.
+  /// 0: as it is, unless `resize`.
   std::uint64_t file_bytes = 0;
   bool create = false;
   bool resize = false;  ///< target files only: cut or grow an existing file to file_bytes

@@ -42,9 +42,13 @@ Result<IoEngine> parse_io_engine(const std::string& name);  ///< "auto", "uring"
 /// A queue over the kernel's file I/O. `post` and wait() as above; devices add themselves.
 class FileQueue : public IoQueue {
  public:
-  /// Takes a file descriptor into the queue (registered where the kernel offers that); it must stay open as
-  /// long as the queue lives. Returns its slot.
+  /// Takes a file descriptor into the queue (registered where the kernel offers that); it must stay open
+  /// until remove_file. Returns its slot.
   virtual Result<unsigned> add_file(int fd) = 0;
+
+  /// Gives a slot up; none of its requests may be in flight. An old kernel (6.1) may hold the file, with
+  /// its locks and claims, for a second more, but not beyond the queue's destruction.
+  virtual void remove_file(unsigned slot) = 0;
 
   /// Queues a request on a slot. `bytes` is the length to ask of the kernel (already rounded to the block
   /// size).

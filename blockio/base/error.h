@@ -5,13 +5,14 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+
 #include <tl/expected.hpp>
 
 namespace blockferry {
 
 /// A code exists only where some caller reacts to it differently (the reaction is named beside it).
 enum class ErrorCode : std::uint8_t {
-  io,                // a device failed a request: retried, then at granule size, then the run fails and can be resumed
+  io,  // a device failed a request: retried, then at granule size, then the run fails and can be resumed
   no_space,          // a target is full: never retried; the run fails and can be resumed
   device_gone,       // the device vanished or shrank: never retried
   busy,              // held by somebody: retried after a crash of our own, refused otherwise
@@ -36,7 +37,7 @@ struct Error {
   std::string device;                   ///< where: a path or URI; may be empty
   std::optional<std::uint64_t> offset;  ///< bytes from the device's start
   int errno_value = 0;                  ///< 0 where the kernel was not the one to complain
-  std::string hint;                     ///< what is wrong in words where errno does not say it, and what to do
+  std::string hint;  ///< what is wrong in words where errno does not say it, and what to do
 
   /// One line: "read /dev/sda at offset 4096: Input/output error; hint".
   std::string message() const;
@@ -52,6 +53,8 @@ Error error_from_errno(int errno_value, std::string operation, std::string devic
 /// An error of words.
 Error make_error(ErrorCode code, std::string operation, std::string device, std::string hint);
 
-inline tl::unexpected<Error> fail(Error error) { return tl::unexpected<Error>(std::move(error)); }
+inline tl::unexpected<Error> fail(Error error) {
+  return tl::unexpected<Error>(std::move(error));
+}
 
 }  // namespace blockferry

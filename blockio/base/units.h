@@ -24,8 +24,12 @@ struct ByteRange {
   bool operator==(const ByteRange&) const = default;
 };
 
-constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; }
-constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) { return value / unit + (value % unit != 0); }
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+  return value / unit + (value % unit != 0);
+}
 
 /// "4K", "500M", "1.5G", "123": bytes. Refuses anything else, and what does not fit 64 bits.
 Result<std::uint64_t> parse_size(std::string_view text);

@@ -250,5 +250,72 @@ TEST(CopyEngineFaults, AFlippedBitShowsInTheChecksumReadBack) {
   EXPECT_EQ(different, 1u);
 }
 
+TEST(CopyEngineFaults, AnInterruptedRequestIsSentAgain) {
+  for (const int interruption : {EINTR, EAGAIN}) {
+    EngineBench bench(15, 64 * granule, 1, options());
+    fill(bench.source);
+    std::fill_n(bench.source.content.begin() + 8 * granule, 8 * granule, std::byte(0));
+    bench.source_faults.rules = {
+        rule(IoOperation::read, FaultRule::Effect::error, {0, 2 * granule}, 20, interruption)};
+    bench.target_faults[0]->rules = {
+        rule(IoOperation::write, FaultRule::Effect::error, {0, 2 * granule}, 20, interruption),
+        rule(IoOperation::zero, FaultRule::Effect::error, {0, UINT64_MAX}, 20, interruption)};
+    for (const auto& result : bench.copy_all()) EXPECT_FALSE(result.read_error || result.target_errors[0]);
+    EXPECT_EQ(bench.source_faults.rules[0].struck, 20u);
+    for (const auto& each : bench.target_faults[0]->rules) EXPECT_EQ(each.struck, 20u);
+    EXPECT_EQ(bench.targets[0]->content, bench.source.content);
+    EXPECT_EQ(bench.engine->stats().read_errors + bench.engine->stats().write_errors, 0u)
+        << "an interruption was counted as an error";
+  }
+}
+
+TEST(CopyEngineFaults, ADeviceThatIsInterruptedForEverIsGivenUp) {
+  EngineBench bench(16, 8 * granule, 1, options());
+  fill(bench.source);
+  bench.target_faults[0]->rules = {
+      rule(IoOperation::write, FaultRule::Effect::error, {0, UINT64_MAX}, UINT32_MAX, EAGAIN)};
+  const auto results = bench.copy_all();
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_TRUE(results[0].target_errors[0]);
+}
+
+TEST(CopyEngineFaults, ATargetThatIsGoneIsNotAskedAgain) {
+  EngineBench bench(17, 8 * granule, 2, options());
+  fill(bench.source);
+  bench.target_faults[1]->rules = {
+      rule(IoOperation::write, FaultRule::Effect::error, {0, UINT64_MAX}, UINT32_MAX, ENXIO)};
+  const auto results = bench.copy_all();
+  ASSERT_EQ(results.size(), 1u);
+  ASSERT_TRUE(results[0].target_errors[1]);
+  EXPECT_EQ(results[0].target_errors[1]->code, ErrorCode::device_gone);
+  EXPECT_EQ(bench.target_faults[1]->rules[0].struck, 1u);
+  EXPECT_EQ(bench.targets[0]->content, bench.source.content);
+}
+
+/// What verification of a target cannot see: the checksum is that of what was read. Reading the source again
+/// tells.
+TEST(CopyEngineFaults, ABitFlippedWhileReadingShowsWhenTheSourceIsReadAgain) {
+  EngineBench bench(18, 8 * granule, 1, options());
+  fill(bench.source);
+  bench.source_faults.rules = {rule(IoOperation::read, FaultRule::Effect::flip_bit, {0, granule}, 1)};
+  const auto copied = bench.copy_all();
+  ASSERT_EQ(copied.size(), 1u);
+  ASSERT_EQ(bench.source_faults.rules[0].struck, 1u);
+  bench.engine->start_checksum(*bench.targets[0], {0, 8 * granule});
+  EXPECT_EQ(bench.drain().at(0).checksums, copied[0].checksums);
+  bench.engine->start_checksum(bench.source_faults, {0, 8 * granule});
+  EXPECT_NE(bench.drain().at(0).checksums, copied[0].checksums);
+}
+
+TEST(CopyEngineFaults, AFlippedBitReachesOneTargetAlone) {
+  EngineBench bench(19, 8 * granule, 2, options());
+  fill(bench.source);
+  bench.target_faults[0]->rules = {rule(IoOperation::write, FaultRule::Effect::flip_bit, {0, granule}, 1)};
+  bench.copy_all();
+  ASSERT_EQ(bench.target_faults[0]->rules[0].struck, 1u);
+  EXPECT_NE(bench.targets[0]->content, bench.source.content);
+  EXPECT_EQ(bench.targets[1]->content, bench.source.content);
+}
+
 }  // namespace
 }  // namespace blockferry

@@ -2,7 +2,9 @@
 // An engine with devices in memory, driven to the end of its jobs.
 #pragma once
 
+#include <algorithm>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "blockio/copy_engine.h"
@@ -12,6 +14,10 @@ namespace blockferry {
 
 class EngineBench {
  public:
+  struct alignas(4096) Page {
+    std::byte bytes[4096];
+  };
+
   EngineBench(std::uint64_t seed, std::size_t bytes, std::size_t target_count,
               const CopyEngineOptions& engine_options)
       : options(engine_options),
@@ -25,11 +31,12 @@ class EngineBench {
     }
     std::vector<Device*> pointers;
     for (auto& target : target_faults) pointers.push_back(target.get());
-    memory.resize(CopyEngine::memory_bytes(options) + 4096);
-    auto* start =
-        reinterpret_cast<std::byte*>(round_up(reinterpret_cast<std::uintptr_t>(memory.data()), 4096));
-    engine = std::make_unique<CopyEngine>(queue, clock, source_faults, pointers,
-                                          std::span(start, CopyEngine::memory_bytes(options)), options);
+    memory.resize(CopyEngine::memory_bytes(options) / sizeof(Page));
+    const std::span usable = std::as_writable_bytes(std::span(memory));
+    // Dirty, as memory is that served before: nobody promises the engine zeroes.
+    std::fill(usable.begin(), usable.end(), std::byte(0x5A));
+    static_cast<void>(queue.register_memory(usable));
+    engine = std::make_unique<CopyEngine>(queue, clock, source_faults, pointers, usable, options);
   }
 
   /// Copies the whole source, in order, at depth; bounded.
@@ -64,7 +71,7 @@ class EngineBench {
   FaultDevice source_faults;
   std::vector<std::unique_ptr<MemoryDevice>> targets;
   std::vector<std::unique_ptr<FaultDevice>> target_faults;
-  std::vector<std::byte> memory;
+  std::vector<Page> memory;
   std::unique_ptr<CopyEngine> engine;
 };
 

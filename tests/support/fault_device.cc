@@ -32,9 +32,13 @@ void FaultDevice::submit(IoRequest& request) {
       return queue_.post(request, -rule->errno_value);
     case FaultRule::Effect::hang:
       return queue_.hold(request);
-    case FaultRule::Effect::flip_bit:
+    case FaultRule::Effect::flip_bit: {
+      // The inner device copies at once, so a write's buffer may be restored: other targets are fed from it.
+      if (request.operation == IoOperation::write) request.data[0] ^= std::byte(1);
+      inner_.submit(request);
       request.data[0] ^= std::byte(1);
-      return inner_.submit(request);
+      return;
+    }
     case FaultRule::Effect::shorten: {
       const std::uint64_t asked = request.bytes;
       request.bytes = std::min(asked, rule->bytes);

@@ -15,7 +15,7 @@ struct FaultRule {
   enum class Effect : std::uint8_t {
     error,     ///< comes back with -errno, nothing done
     shorten,   ///< only the first `bytes` are asked of the device
-    flip_bit,  ///< of a write's first byte, on its way
+    flip_bit,  ///< of the first byte, on its way, of a write or a read
     hang,      ///< is not given back before MemoryQueue::release()
   };
   IoOperation operation = IoOperation::read;

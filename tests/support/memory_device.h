@@ -27,14 +27,19 @@ class ManualClock : public Clock {
 class MemoryQueue : public IoQueue {
  public:
   MemoryQueue(std::uint64_t seed, ManualClock& clock) : random_(seed), clock_(clock) {}
-  Result<void> register_memory(std::span<std::byte>) override { return {}; }
+  Result<void> register_memory(std::span<std::byte> memory) override {
+    memory_ = memory;
+    return {};
+  }
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
   void post(IoRequest& request, std::int64_t result) override;
   std::size_t in_flight() const override { return posted_.size() + held_.size(); }
+  bool in_registered_memory(const std::byte* data, std::uint64_t bytes) const;
 
   /// Taken, and not given back before release(): a device that hangs.
   void hold(IoRequest& request) { held_.push_back(&request); }
   void release(std::int64_t result);
+  bool holds_any() const { return !held_.empty(); }
 
  private:
   struct Posted {
@@ -43,10 +48,13 @@ class MemoryQueue : public IoQueue {
   };
   std::mt19937_64 random_;
   ManualClock& clock_;
+  std::span<std::byte> memory_;
   std::vector<Posted> posted_;
   std::vector<IoRequest*> held_;
 };
 
+/// As strict as the contract in device.h lets a device be: what is not aligned, or has no room for what the
+/// device may put behind an odd end, is a broken invariant.
 class MemoryDevice : public Device {
  public:
   MemoryDevice(MemoryQueue& queue, std::string name, std::size_t bytes);
@@ -61,6 +69,8 @@ class MemoryDevice : public Device {
   std::uint64_t bytes_written = 0, bytes_zeroed = 0;
 
  private:
+  void check(const IoRequest& request) const;
+
   MemoryQueue& queue_;
   DeviceInfo info_;
 };

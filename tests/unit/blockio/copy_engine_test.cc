@@ -3,6 +3,9 @@
 // and the checksums are those of the source. Faults are in tests/fault.
 #include "blockio/copy_engine.h"
 
+#include <array>
+#include <numeric>
+
 #include <gtest/gtest.h>
 
 #include "blockio/base/checksum.h"
@@ -96,6 +99,67 @@ TEST(CopyEngine, RangesInFlightCoverWhatWasStarted) {
   EXPECT_TRUE(bench.engine->can_start());
   bench.drain();
   EXPECT_TRUE(bench.engine->ranges_in_flight().empty());
+}
+
+/// Takes requests without a place to keep their data, so that it can be of any size.
+class EndlessDevice : public Device {
+ public:
+  explicit EndlessDevice(MemoryQueue& queue) : queue_(queue) { info_.bytes = 16 * TiB; }
+  const DeviceInfo& info() const override { return info_; }
+  void submit(IoRequest& request) override {
+    requests.push_back({request.offset, request.bytes});
+    queue_.post(request, request.operation == IoOperation::zero ? 0 : std::int64_t(request.bytes));
+  }
+  Result<DeviceRegion> region_at(std::uint64_t) override { return DeviceRegion{false, info_.bytes}; }
+  std::optional<std::string> change_stamp() override { return std::nullopt; }
+
+  std::vector<ByteRange> requests;
+
+ private:
+  MemoryQueue& queue_;
+  DeviceInfo info_;
+};
+
+TEST(CopyEngine, ALargeHoleIsZeroedInPiecesSoThatCancellingStaysQuick) {
+  CopyEngineOptions options;
+  options.io_bytes = 4 * 4096;
+  options.depth = 1;
+  ManualClock clock;
+  MemoryQueue queue(5, clock);
+  EndlessDevice device(queue);
+  alignas(4096) static std::array<std::byte, 2 * 4 * 4096> memory;
+  ASSERT_EQ(CopyEngine::memory_bytes(options), memory.size());
+  CopyEngine engine(queue, clock, device, {&device}, memory, options);
+  const ByteRange hole{4096, 3 * GiB + 4096};
+  engine.start_zero(hole);
+  std::vector<JobResult> results;
+  for (int i = 0; i < 100 && results.empty(); ++i) engine.poll(std::chrono::milliseconds(1), results);
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_EQ(results[0].bytes_zeroed, hole.bytes);
+  std::uint64_t next = hole.offset;
+  for (const auto& request : device.requests) {
+    EXPECT_EQ(request.offset, next);
+    EXPECT_LE(request.bytes, 256 * MiB);
+    next = request.end();
+  }
+  EXPECT_EQ(next, hole.end());
+}
+
+TEST(CopyEngine, EachRequestIsCountedByItsLatency) {
+  CopyEngineOptions options;
+  options.io_bytes = 4 * 4096;
+  EngineBench bench(6, 64 * 4096, 2, options);
+  for (auto& byte : bench.source.content) byte = std::byte(9);
+  const auto results = bench.copy_all();
+  const CopyEngineStats& stats = bench.engine->stats();
+  const auto total = [](const auto& buckets) {
+    return std::accumulate(std::begin(buckets), std::end(buckets), std::uint64_t(0));
+  };
+  EXPECT_EQ(total(stats.read_latency), results.size());
+  EXPECT_EQ(total(stats.write_latency), 2 * results.size());
+  // The simulated devices take 20 µs at least: never under 16 µs, the bounds of the first two buckets.
+  EXPECT_EQ(stats.read_latency[0] + stats.read_latency[1], 0u);
+  EXPECT_GE(stats.read_latency_seconds_sum, 20e-6 * double(results.size()) * 0.999);
 }
 
 TEST(CopyEngineDeathTest, TwoCopiesOfOneGranuleAreABrokenInvariant) {
