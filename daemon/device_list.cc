@@ -57,7 +57,10 @@ Result<nlohmann::json> list_devices() {
   ::closedir(directory);
   std::sort(names.begin(), names.end());
   nlohmann::json list = nlohmann::json::array();
-  for (const auto& name : names) list.push_back(describe(name));
+  for (const auto& name : names) {
+    auto device = describe(name);
+    if (device["bytes"] > 0) list.push_back(std::move(device));  // else it went meanwhile
+  }
   return list;
 }
 

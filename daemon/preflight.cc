@@ -18,6 +18,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "blockio/base/clock.h"
 #include "blockio/base/file_descriptor.h"
 #include "blockio/base/units.h"
 #include "blockio/file_device.h"
@@ -35,6 +36,7 @@ struct Examined {
   VolumeNode node;
   VolumeUse use;
   VolumeContent content;
+  std::uint32_t table_sector_bytes = 0;  ///< what its partition table counts in; 0: it has none
 };
 
 std::string resolve(const std::string& path) {
@@ -51,6 +53,39 @@ std::string resolve(const std::string& path) {
 std::string parent_of(const std::string& path) {
   const auto slash = path.rfind('/');
   return slash == 0 || slash == std::string::npos ? "/" : path.substr(0, slash);
+}
+
+bool is_symlink(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode);
+}
+
+/// An image has no sectors of its own: its GPT stands in the second of those it was made for. MBRs are taken
+/// to be made for the common ones.
+std::uint32_t table_sector_in_file(const std::string& path, const VolumeContent& content) {
+  const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  for (const std::uint32_t sector : {512u, 4096u}) {
+    char signature[8];
+    if (fd.valid() && ::pread(fd.get(), signature, sizeof signature, sector) == sizeof signature &&
+        std::memcmp(signature, "EFI PART", sizeof signature) == 0)
+      return sector;
+  }
+  return content.partition_table ? 512 : 0;
+}
+
+/// Somebody holds it in a way that leaves no trace in sysfs or procfs (a mount namespace that no process
+/// lives in, a program that opened it exclusively, a target exported by the kernel). Opening says so and
+/// changes nothing. Our own descriptors are closed by the kernel a little after we have let go of them: hence
+/// some tries.
+bool held_exclusively(const std::string& path) {
+  constexpr unsigned tries = 6;
+  constexpr Nanoseconds pause = std::chrono::milliseconds(200);
+  for (unsigned i = 0; i < tries; ++i) {
+    if (i != 0) system_clock().sleep_for(pause);
+    const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK));
+    if (fd.valid() || errno != EBUSY) return false;
+  }
+  return true;
 }
 
 class Preflight {
@@ -70,15 +105,18 @@ class Preflight {
   }
 
   void check_options();
-  bool examine(const std::string& path, Examined& examined, bool may_be_missing);
+  bool examine(const std::string& path, Examined& examined, bool as_target);
   void check_source(const Examined& source);
   void check_source_readable(const Examined& source);
   void check_target(const Examined& target, const Examined& source);
+  bool check_writable(const Examined& target);
+  void check_room(const Examined& target, const Examined& source);
+  void check_twice(const Examined& target, const std::vector<Examined>& earlier);
   void check_new_file(const Examined& target, const Examined& source);
   void check_file_size(const Examined& target, const Examined& source);
   void check_content(const Examined& target);
   void check_sectors(const Examined& target, const Examined& source);
-  void check_other_runs(const Examined& examined, bool as_target);
+  bool check_other_runs(const Examined& examined, bool as_target);
 
   const RunRequest& request_;
   const std::vector<VolumeInUse>& in_use_;
@@ -90,7 +128,11 @@ void Preflight::check_options() {
     if (asked)
       refuse(request_.source, std::string(option) + " needs a live source, which this version cannot track");
   };
-  needs_live(request_.kind == RunKind::migrate, "migrate hands over a volume in use: it");
+  if (request_.kind == RunKind::migrate) {
+    refuse(request_.source,
+           "migrate needs a live source, which this version cannot track; clone the idle volume, and switch "
+           "over to the clone");
+  }
   needs_live(request_.mode == RunMode::hybrid, "--mode hybrid");
   needs_live(request_.tracker == TrackerChoice::ebpf, "--tracker ebpf");
   needs_live(request_.tracker == TrackerChoice::qemu, "--tracker qemu");
@@ -100,23 +142,27 @@ void Preflight::check_options() {
   needs_live(!request_.cutover_cmd.empty(), "--cutover-cmd");
   needs_live(!request_.handover.empty(), "--handover");
   needs_live(request_.sync_every_ms != 0, "--sync-every");
-  needs_live(request_.keep, "--keep");
   if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none) {
     refuse(request_.source, "--mode incremental compares checksums: leave --tracker none out");
   }
 }
 
 /// False where nothing more can be said of it; the refusal stands then.
-bool Preflight::examine(const std::string& path, Examined& examined, bool may_be_missing) {
+bool Preflight::examine(const std::string& path, Examined& examined, bool as_target) {
   PreflightVolume& volume = examined.volume;
   volume.path = path;
   volume.resolved = resolve(path);
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
     volume.kind = "missing";
-    if (errno == ENOENT && may_be_missing) return true;
-    refuse(path, errno == ENOENT ? "there is no such device or file; `ferryctl devices` lists what there is"
-                                 : std::string(std::strerror(errno)));
+    const int why = errno;
+    if (why == ENOENT && as_target && is_symlink(path)) {
+      refuse(path, "it is a symbolic link that leads nowhere; name the file itself");
+      return false;
+    }
+    if (why == ENOENT && as_target) return true;
+    refuse(path, why == ENOENT ? "there is no such device or file; `ferryctl devices` lists what there is"
+                               : std::string(std::strerror(why)));
     return false;
   }
   if (S_ISDIR(status.st_mode)) {
@@ -141,7 +187,13 @@ bool Preflight::examine(const std::string& path, Examined& examined, bool may_be
   volume.holders = examined.use.holders;
   volume.holders.insert(volume.holders.end(), examined.use.writers.begin(), examined.use.writers.end());
   volume.content = examined.content.type;
-  volume.in_use = examined.use.any();
+  volume.holders.insert(volume.holders.end(), examined.use.readers.begin(), examined.use.readers.end());
+  volume.in_use = as_target ? examined.use.any() : examined.use.may_be_written();
+  if (info->kind == DeviceKind::file) {
+    examined.table_sector_bytes = table_sector_in_file(path, examined.content);
+  } else if (examined.content.partition_table) {
+    examined.table_sector_bytes = volume.logical_block_bytes;
+  }
   return true;
 }
 
@@ -187,25 +239,27 @@ void Preflight::check_source_readable(const Examined& source) {
 void Preflight::check_target(const Examined& target, const Examined& source) {
   const PreflightVolume& volume = target.volume;
   if (volume.kind == "missing") return check_new_file(target, source);
-  if (target.node == source.node || same_storage(target.node, source.node)) {
+  if (target.node == source.node) {
+    return refuse(volume.path, "it is the source itself (" + source.volume.path + ")");
+  }
+  if (same_storage(target.node, source.node)) {
     return refuse(volume.path,
-                  target.node == source.node
-                      ? "it is the source itself (" + source.volume.path + ")"
-                      : "it lies on the source, or the source lies on it (" + source.volume.path + ")");
+                  "it lies on the source, or the source lies on it, or both on the same bytes of a third (" +
+                      source.volume.path + ")");
+  }
+  if (volume.kind == "block" && volume.bytes == 0) {
+    return refuse(volume.path, "the device is empty: it has no medium");
   }
   if (volume.in_use) refuse(volume.path, "the target is " + target.use.reason() + "; release it first");
-  check_other_runs(target, true);
-  const FileDescriptor fd(::open(volume.path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK));
-  int read_only = 0;
-  if (!fd.valid() && (errno == EROFS || errno == EACCES || errno == EPERM)) {
-    return refuse(volume.path, "the target is read-only");
+  const bool free = check_other_runs(target, true) && !volume.in_use;
+  if (free && volume.kind == "block" && held_exclusively(volume.path)) {
+    refuse(
+        volume.path,
+        "the target is held exclusively by a program or the kernel (a mount, an export); release it first");
   }
-  if (!fd.valid())
-    return refuse(volume.path, std::string("the target cannot be opened: ") + std::strerror(errno));
-  if (volume.kind == "block" && ::ioctl(fd.get(), BLKROGET, &read_only) == 0 && read_only != 0) {
-    return refuse(volume.path, "the target is read-only");
-  }
+  if (!check_writable(target)) return;
   if (volume.kind == "file") check_file_size(target, source);
+  if (volume.kind == "file" && volume.bytes == 0) check_room(target, source);
   if (volume.kind == "block" && volume.bytes < source.volume.bytes) {
     refuse(volume.path, "the target is smaller than the source: " + format_size(volume.bytes) + " (" +
                             std::to_string(volume.bytes) + " bytes) for " + format_size(source.volume.bytes) +
@@ -215,8 +269,47 @@ void Preflight::check_target(const Examined& target, const Examined& source) {
   check_sectors(target, source);
 }
 
+/// Without opening it for writing: closing it again would set off udev's rules for a changed disk.
+bool Preflight::check_writable(const Examined& target) {
+  const PreflightVolume& volume = target.volume;
+  const FileDescriptor fd(::open(volume.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const int failure = errno;
+  int read_only = 0;
+  if (::access(volume.path.c_str(), W_OK) != 0 ||
+      (fd.valid() && volume.kind == "block" && ::ioctl(fd.get(), BLKROGET, &read_only) == 0 &&
+       read_only != 0)) {
+    refuse(volume.path, "the target is read-only");
+    return false;
+  }
+  if (!fd.valid()) {
+    refuse(volume.path, std::string("the target cannot be opened: ") + std::strerror(failure));
+    return false;
+  }
+  std::byte buffer[512];
+  if (!request_.overwrite && ::pread(fd.get(), buffer, sizeof buffer, 0) < 0) {
+    refuse(volume.path, std::string("the target cannot be read, so nobody can tell what it holds: ") +
+                            std::strerror(errno) + "; --overwrite replaces it all the same");
+    return false;
+  }
+  return true;
+}
+
+/// The same target by two names, or two that share bytes.
+void Preflight::check_twice(const Examined& target, const std::vector<Examined>& earlier) {
+  for (const auto& other : earlier) {
+    const bool exist = target.volume.kind != "missing" && other.volume.kind != "missing";
+    if (target.volume.resolved == other.volume.resolved || (exist && target.node == other.node))
+      return refuse(target.volume.path, "it is named twice as a target");
+    if (exist && same_storage(target.node, other.node)) {
+      return refuse(target.volume.path, "it shares its storage with the target " + other.volume.path);
+    }
+  }
+}
+
 void Preflight::check_new_file(const Examined& target, const Examined& source) {
   const std::string& path = target.volume.resolved;
+  if (target.volume.path.ends_with("/"))
+    return refuse(target.volume.path, "it names a directory, not a file");
   const std::string parent = parent_of(path);
   struct stat status {};
   const auto below = [&](const char* directory) { return path.starts_with(directory); };
@@ -232,12 +325,18 @@ void Preflight::check_new_file(const Examined& target, const Examined& source) {
   if (same_storage(directory, source.node)) {
     return refuse(target.volume.path, "it would lie on the source (" + source.volume.path + ")");
   }
+  check_room(target, source);
+}
+
+/// A target file that takes its space as it is written. Only a warning: much of the source may be zeroes.
+void Preflight::check_room(const Examined& target, const Examined& source) {
   struct statvfs room {};
   struct stat from {};
-  if (::statvfs(parent.c_str(), &room) != 0 || ::stat(source.volume.path.c_str(), &from) != 0) return;
+  if (::statvfs(parent_of(target.volume.resolved).c_str(), &room) != 0) return;
+  std::uint64_t needed = source.volume.bytes;
+  if (source.volume.kind == "file" && ::stat(source.volume.path.c_str(), &from) == 0)
+    needed = std::min<std::uint64_t>(needed, std::uint64_t(from.st_blocks) * 512);
   const std::uint64_t free_bytes = std::uint64_t(room.f_bavail) * room.f_frsize;
-  const std::uint64_t needed =
-      source.volume.kind == "file" ? std::uint64_t(from.st_blocks) * 512 : source.volume.bytes;
   if (free_bytes < needed) {
     warn(target.volume.path,
          "up to " + format_size(needed) + " are needed and " + format_size(free_bytes) + " are free");
@@ -247,10 +346,11 @@ void Preflight::check_new_file(const Examined& target, const Examined& source) {
 void Preflight::check_file_size(const Examined& target, const Examined& source) {
   const std::uint64_t bytes = target.volume.bytes;
   if (bytes == 0 || bytes == source.volume.bytes || request_.overwrite) return;
-  refuse(target.volume.path, std::string("the target file is ") +
-                                 (bytes < source.volume.bytes ? "smaller" : "larger") +
-                                 " than the source: " + std::to_string(bytes) + " bytes for " +
-                                 std::to_string(source.volume.bytes) + "; --overwrite makes it fit");
+  refuse(target.volume.path,
+         std::string("the target file is ") + (bytes < source.volume.bytes ? "smaller" : "larger") +
+             " than the source: " + std::to_string(bytes) + " bytes for " +
+             std::to_string(source.volume.bytes) +
+             (bytes < source.volume.bytes ? "; --overwrite lets it grow" : "; --overwrite cuts it to size"));
 }
 
 void Preflight::check_content(const Examined& target) {
@@ -263,24 +363,35 @@ void Preflight::check_content(const Examined& target) {
 
 /// Partition tables count in sectors: on sectors of another size they point elsewhere.
 void Preflight::check_sectors(const Examined& target, const Examined& source) {
-  const std::uint32_t from = source.volume.logical_block_bytes, to = target.volume.logical_block_bytes;
-  if (!source.content.partition_table || from == 0 || to == 0 || from == to || request_.force) return;
-  refuse(target.volume.path, "the source's partition table is made for sectors of " + std::to_string(from) +
-                                 " bytes, the target has " + std::to_string(to) +
-                                 ": the partitions would not be found; --force copies all the same");
+  const std::uint32_t to = target.volume.logical_block_bytes, table = source.table_sector_bytes;
+  if (to == 0) return;
+  if (table != 0 && table != to && !request_.force) {
+    refuse(target.volume.path, "the source's partition table is made for sectors of " +
+                                   std::to_string(table) + " bytes, the target has " + std::to_string(to) +
+                                   ": the partitions would not be found; --force copies all the same");
+  }
+  const std::uint32_t from = source.volume.logical_block_bytes;
+  if (table == 0 && from != 0 && from < to && !source.content.type.empty()) {
+    warn(target.volume.path, "its sectors of " + std::to_string(to) + " bytes are larger than the source's " +
+                                 std::to_string(from) + ": some filesystems will not mount there (" +
+                                 source.content.type + ")");
+  }
 }
 
-void Preflight::check_other_runs(const Examined& examined, bool as_target) {
+/// Whether no other run stands against it.
+bool Preflight::check_other_runs(const Examined& examined, bool as_target) {
+  const bool exists = examined.volume.kind != "missing";
   for (const auto& other : in_use_) {
     if (!as_target && !other.as_target) continue;  // two runs may read one source
     VolumeNode node;
-    const bool same = other.path == examined.volume.path ||
-                      (node_of_path(other.path, node) && examined.volume.kind != "missing" &&
-                       same_storage(node, examined.node));
+    const bool same = resolve(other.path) == examined.volume.resolved ||
+                      (exists && node_of_path(other.path, node) && same_storage(node, examined.node));
     if (!same) continue;
-    return refuse(examined.volume.path, std::string("it is the ") + (other.as_target ? "target" : "source") +
-                                            " of run " + other.run_id + "; wait for that run or cancel it");
+    refuse(examined.volume.path, std::string("it is the ") + (other.as_target ? "target" : "source") +
+                                     " of run " + other.run_id + "; wait for that run or cancel it");
+    return false;
   }
+  return true;
 }
 
 PreflightReport Preflight::run() {
@@ -291,18 +402,16 @@ PreflightReport Preflight::run() {
   const bool source_known = examine(request_.source, source, false);
   if (source_known) check_source(source);
   report_.source = source.volume;
-  std::vector<std::string> seen;
+  std::vector<Examined> earlier;
   for (const auto& path : request_.targets) {
     Examined target;
     if (examine(path, target, true) && source_known) {
-      if (std::find(seen.begin(), seen.end(), target.volume.resolved) != seen.end()) {
-        refuse(path, "it is named twice as a target");
-      }
+      check_twice(target, earlier);
       if (target.volume.kind == "missing") check_other_runs(target, true);
       check_target(target, source);
     }
-    seen.push_back(target.volume.resolved);
     report_.targets.push_back(target.volume);
+    earlier.push_back(std::move(target));
   }
   if (source_known) report_.references = references_to(request_.source, source.node);
   return report_;
@@ -319,6 +428,7 @@ std::optional<Error> check_arguments(const RunRequest& request) {
     if (path.find("://") != std::string::npos || path.starts_with("qemu:")) {
       return invalid(path, "volumes named by a URI are not supported by this version");
     }
+    if (path.find('\0') != std::string::npos) return invalid(path, "a path holds no NUL byte");
     if (!path.starts_with("/")) return invalid(path, "an absolute path is needed");
   }
   const std::uint64_t granule = request.granule_bytes;

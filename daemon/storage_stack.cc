@@ -3,17 +3,21 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 #include <sstream>
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "blockio/base/file_descriptor.h"
 #include "blockio/block_identity.h"
 
 namespace blockferry {
@@ -46,55 +50,72 @@ dev_t number_from(const std::string& file) {
 }
 
 std::string name_of(dev_t device) {
-  char target[4096];
-  const ssize_t length = ::readlink(sysfs_of(device).c_str(), target, sizeof target - 1);
+  char target[PATH_MAX];
+  const ssize_t length = ::readlink(sysfs_of(device).c_str(), target, sizeof target);
   if (length <= 0) return std::to_string(major(device)) + ":" + std::to_string(minor(device));
   const std::string link(target, std::size_t(length));
   return link.substr(link.rfind('/') + 1);
 }
 
-std::string friendly_name(const std::string& name, const std::string& sysfs) {
-  const std::string given = read_line(sysfs + "/dm/name");
+std::string friendly_name(const std::string& name) {
+  const std::string given = read_line("/sys/class/block/" + name + "/dm/name");
   return given.empty() ? name : name + " (" + given + ")";
 }
 
-/// Mountinfo writes spaces and the like as octal escapes.
-std::string unescape(const std::string& text) {
-  std::string plain;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size() && text[i + 1] >= '0' && text[i + 1] <= '3') {
-      plain += char((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
-      i += 3;
-    } else {
-      plain += text[i];
-    }
-  }
-  return plain;
+std::uint64_t bytes_in(const std::string& file, std::uint64_t unit) {
+  return std::strtoull(read_line(file).c_str(), nullptr, 10) * unit;
 }
 
-/// One mountinfo file for each mount namespace that a process lives in.
-std::vector<std::string> mountinfo_files() {
-  std::vector<std::string> files{"/proc/self/mountinfo"};
-  std::set<ino_t> seen;
-  struct stat status {};
-  if (::stat("/proc/self/ns/mnt", &status) == 0) seen.insert(status.st_ino);
-  for (const auto& name : entries_of("/proc")) {
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    if (::stat(("/proc/" + name + "/ns/mnt").c_str(), &status) == 0 && seen.insert(status.st_ino).second) {
-      files.push_back("/proc/" + name + "/mountinfo");
-    }
-  }
-  return files;
+/// Never asks a server: a dead one must not hang preflight.
+bool node_of_open_file(const std::string& path, VolumeNode& node) {
+  struct statx status {};
+  if (::statx(AT_FDCWD, path.c_str(), AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &status) != 0) return false;
+  node = S_ISBLK(status.stx_mode)
+             ? VolumeNode{true, makedev(status.stx_rdev_major, status.stx_rdev_minor), 0}
+             : VolumeNode{false, makedev(status.stx_dev_major, status.stx_dev_minor), ino_t(status.stx_ino)};
+  return true;
 }
 
-/// btrfs mounts carry an anonymous device number; their members stand in sysfs by filesystem, their source in
-/// mountinfo.
-bool is_mount_of(dev_t device, dev_t mounted, const std::string& source) {
-  if (mounted == device) return true;
-  struct stat status {};
-  return source.starts_with("/dev/") && ::stat(source.c_str(), &status) == 0 && S_ISBLK(status.st_mode) &&
-         status.st_rdev == device;
+std::string link_text(const std::string& path) {
+  char text[PATH_MAX];
+  const ssize_t length = ::readlink(path.c_str(), text, sizeof text);
+  return length <= 0 ? "" : std::string(text, std::size_t(length));
 }
+
+bool contains(const std::vector<VolumeNode>& nodes, const VolumeNode& node) {
+  return std::find(nodes.begin(), nodes.end(), node) != nodes.end();
+}
+
+void add_once(std::vector<std::string>& list, const std::string& text) {
+  if (std::find(list.begin(), list.end(), text) == list.end()) list.push_back(text);
+}
+
+std::vector<std::string> processes() {
+  auto names = entries_of("/proc");
+  std::erase_if(names, [](const std::string& name) {
+    return name.find_first_not_of("0123456789") != std::string::npos;
+  });
+  return names;
+}
+
+/// What a loop device stands on. The path in sysfs may mean another file in our mount namespace, or none any
+/// more: it serves only where the device itself cannot be asked.
+bool loop_backing(dev_t loop, VolumeNode& node) {
+  const std::string path = read_line(sysfs_of(loop) + "/loop/backing_file");
+  if (path.empty()) return false;
+  const FileDescriptor fd(::open(device_path(loop).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  struct stat status {};
+  loop_info64 info{};
+  if (fd.valid() && ::fstat(fd.get(), &status) == 0 && status.st_rdev == loop &&
+      ::ioctl(fd.get(), LOOP_GET_STATUS64, &info) == 0) {
+    node = info.lo_rdevice != 0 ? VolumeNode{true, dev_t(info.lo_rdevice), 0}
+                                : VolumeNode{false, dev_t(info.lo_device), ino_t(info.lo_inode)};
+    return true;
+  }
+  return node_of_path(path, node);
+}
+
+// Mounts.
 
 /// The device numbers of all members of btrfs filesystems that `device` is a member of, itself included.
 std::vector<dev_t> btrfs_members(dev_t device) {
@@ -108,57 +129,85 @@ std::vector<dev_t> btrfs_members(dev_t device) {
   return {device};
 }
 
-void add_mounts(dev_t device, VolumeUse& use) {
-  const auto members = btrfs_members(device);
-  for (const auto& path : mountinfo_files()) {
-    std::ifstream file(path);
-    for (std::string line; std::getline(file, line);) {
-      std::istringstream fields(line);
-      std::string id, parent, numbers, root, point, field, type, source;
-      fields >> id >> parent >> numbers >> root >> point;
-      while (fields >> field && field != "-") {
-      }
-      fields >> type >> source;
-      unsigned major_number = 0, minor_number = 0;
-      if (std::sscanf(numbers.c_str(), "%u:%u", &major_number, &minor_number) != 2) continue;
-      const dev_t mounted = makedev(major_number, minor_number);
-      const bool found = std::any_of(members.begin(), members.end(), [&](dev_t member) {
-        return is_mount_of(member, mounted, unescape(source));
-      });
-      const std::string where = unescape(point);
-      if (found && std::find(use.mounts.begin(), use.mounts.end(), where) == use.mounts.end())
-        use.mounts.push_back(where);
+/// False where the file cannot be read (any more).
+bool add_mounts_in(const std::string& mountinfo, const std::vector<dev_t>& devices, VolumeUse& use) {
+  std::ifstream file(mountinfo);
+  bool read_any = false;
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream fields(line);
+    std::string id, parent, numbers, root, point, field, type, source;
+    fields >> id >> parent >> numbers >> root >> point;
+    while (fields >> field && field != "-") {
     }
+    fields >> type >> source;
+    unsigned major_number = 0, minor_number = 0;
+    if (std::sscanf(numbers.c_str(), "%u:%u", &major_number, &minor_number) != 2) continue;
+    read_any = true;
+    dev_t mounted = makedev(major_number, minor_number);
+    VolumeNode named;
+    // btrfs mounts carry an anonymous number: there only the source's name tells.
+    if (major_number == 0 && source.starts_with("/dev/") &&
+        node_of_open_file(unescape_octal(source), named) && named.block) {
+      mounted = named.device;
+    }
+    if (std::find(devices.begin(), devices.end(), mounted) != devices.end())
+      add_once(use.mounts, unescape_octal(point));
+  }
+  return read_any;
+}
+
+/// In every mount namespace that a process lives in, as seen from each root there: a process in a chroot sees
+/// only what lies below it.
+void add_mounts(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
+  std::vector<dev_t> devices;
+  for (const auto& node : nodes) {
+    if (!node.block) continue;
+    const auto members = btrfs_members(node.device);
+    devices.insert(devices.end(), members.begin(), members.end());
+  }
+  if (devices.empty()) return;
+  std::set<std::string> seen;
+  auto names = processes();
+  names.insert(names.begin(), "self");
+  for (const auto& name : names) {
+    const std::string process = "/proc/" + name;
+    const std::string view = link_text(process + "/ns/mnt") + " " + link_text(process + "/root");
+    if (view == " " || seen.contains(view)) continue;
+    // A process that ended meanwhile does not speak for its namespace; another one there will.
+    if (add_mounts_in(process + "/mountinfo", devices, use)) seen.insert(view);
   }
 }
 
-void add_holders(dev_t device, VolumeUse& use) {
-  for (const auto& name : entries_of(sysfs_of(device) + "/holders")) {
-    use.holders.push_back(friendly_name(name, "/sys/class/block/" + name));
-  }
-}
+// Holders.
 
 /// Swap areas: block devices and files alike, by path.
-void add_swap(const VolumeNode& node, VolumeUse& use) {
+void add_swap(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
   std::ifstream file("/proc/swaps");
   std::string line;
   std::getline(file, line);
   while (std::getline(file, line)) {
     VolumeNode area;
-    if (node_of_path(unescape(line.substr(0, line.find_first_of(" \t"))), area) && area == node)
-      use.holders.push_back("swap");
+    if (node_of_path(unescape_octal(line.substr(0, line.find_first_of(" \t"))), area) &&
+        contains(nodes, area))
+      add_once(use.holders, "swap");
   }
 }
 
-/// Loop devices that stand on the volume.
-void add_loops(const VolumeNode& node, VolumeUse& use) {
+/// Loop devices that stand on the volume, or on the same bytes as it does.
+void add_loops(const VolumeNode& node, const std::vector<VolumeNode>& partitions, VolumeUse& use) {
+  const auto own = nodes_below(node);
   for (const auto& name : entries_of("/sys/block")) {
     if (!name.starts_with("loop")) continue;
-    const std::string backing = read_line("/sys/block/" + name + "/loop/backing_file");
-    VolumeNode below;
-    if (!backing.empty() && node_of_path(backing, below) && below == node) use.holders.push_back(name);
+    const VolumeNode loop{true, number_from("/sys/block/" + name + "/dev"), 0};
+    VolumeNode backing;
+    if (contains(own, loop) || !loop_backing(loop.device, backing)) continue;
+    if (!contains(partitions, backing) && !(contains(own, backing) && same_storage(loop, node))) continue;
+    const bool read_only = read_line("/sys/block/" + name + "/ro") == "1";
+    add_once(read_only ? use.readers : use.holders, name);
   }
 }
+
+// Processes.
 
 bool opened_for_writing(const std::string& process, const std::string& descriptor) {
   std::ifstream file("/proc/" + process + "/fdinfo/" + descriptor);
@@ -169,36 +218,57 @@ bool opened_for_writing(const std::string& process, const std::string& descripto
   return false;
 }
 
-void add_writers(const VolumeNode& node, VolumeUse& use) {
+bool process_writes(const std::string& process, const std::vector<VolumeNode>& nodes) {
+  const std::string directory = "/proc/" + process + "/fd/";
+  for (const auto& descriptor : entries_of(directory)) {
+    const std::string path = directory + descriptor;
+    if (!link_text(path).starts_with("/")) continue;  // sockets, pipes
+    VolumeNode open;
+    if (opened_for_writing(process, descriptor) && node_of_open_file(path, open) && contains(nodes, open))
+      return true;
+  }
+  return false;
+}
+
+void add_writers(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
   const std::string self = std::to_string(::getpid());
-  for (const auto& process : entries_of("/proc")) {
-    if (process.find_first_not_of("0123456789") != std::string::npos || process == self) continue;
-    const std::string directory = "/proc/" + process + "/fd/";
-    for (const auto& descriptor : entries_of(directory)) {
-      VolumeNode open;
-      if (!node_of_path(directory + descriptor, open) || !(open == node)) continue;
-      if (!opened_for_writing(process, descriptor)) continue;
-      use.writers.push_back("process " + process + " (" + read_line("/proc/" + process + "/comm") + ")");
-      break;
-    }
+  for (const auto& process : processes()) {
+    if (process == self || !process_writes(process, nodes)) continue;
+    use.writers.push_back("process " + process + " (" + read_line("/proc/" + process + "/comm") + ")");
   }
 }
 
-void add_below(const VolumeNode& node, std::vector<VolumeNode>& nodes, unsigned depth) {
-  if (depth > depth_max || std::find(nodes.begin(), nodes.end(), node) != nodes.end()) return;
-  nodes.push_back(node);
+// The stack.
+
+void add_below(const StorageExtent& extent, std::vector<StorageExtent>& extents, unsigned depth) {
+  if (depth > depth_max || std::find(extents.begin(), extents.end(), extent) != extents.end()) return;
+  extents.push_back(extent);
+  const VolumeNode& node = extent.node;
+  const auto somewhere_in = [&](dev_t device) {
+    add_below({{true, device, 0}, 0, UINT64_MAX, false}, extents, depth + 1);
+  };
+  const std::string sysfs = sysfs_of(node.device);
+  const auto at = [&](const VolumeNode& below, std::uint64_t start) {
+    const std::uint64_t bytes = bytes_in(sysfs + "/size", 512);
+    add_below(
+        {below, start + std::min(extent.begin, bytes), start + std::min(extent.end, bytes), extent.exact},
+        extents, depth + 1);
+  };
   if (!node.block) {
-    if (major(node.device) != 0) add_below({true, node.device, 0}, nodes, depth + 1);
+    if (major(node.device) != 0) somewhere_in(node.device);
     return;
   }
-  const std::string sysfs = sysfs_of(node.device);
-  if (is_partition(node.device)) add_below({true, whole_disk_of(node.device), 0}, nodes, depth + 1);
-  for (const auto& slave : entries_of(sysfs + "/slaves")) {
-    add_below({true, number_from("/sys/class/block/" + slave + "/dev"), 0}, nodes, depth + 1);
-  }
+  if (is_partition(node.device)) at({true, whole_disk_of(node.device), 0}, bytes_in(sysfs + "/start", 512));
+  for (const auto& slave : entries_of(sysfs + "/slaves"))
+    somewhere_in(number_from("/sys/class/block/" + slave + "/dev"));
   VolumeNode backing;
-  const std::string file = read_line(sysfs + "/loop/backing_file");
-  if (!file.empty() && node_of_path(file, backing)) add_below(backing, nodes, depth + 1);
+  if (loop_backing(node.device, backing)) at(backing, bytes_in(sysfs + "/loop/offset", 1));
+}
+
+/// Two that both lie somewhere within are taken to be apart: logical volumes of one group.
+bool share_bytes(const StorageExtent& one, const StorageExtent& other) {
+  return one.node == other.node && one.begin < other.end && other.begin < one.end &&
+         (one.exact || other.exact);
 }
 
 }  // namespace
@@ -215,7 +285,9 @@ bool node_of_path(const std::string& path, VolumeNode& node) {
 }
 
 std::string device_path(dev_t device) {
-  return "/dev/" + name_of(device);
+  std::string name = name_of(device);
+  std::replace(name.begin(), name.end(), '!', '/');  // sysfs writes cciss/c0d0 so
+  return "/dev/" + name;
 }
 
 bool is_partition(dev_t device) {
@@ -224,43 +296,70 @@ bool is_partition(dev_t device) {
 
 std::vector<dev_t> partitions_of(dev_t disk) {
   std::vector<dev_t> partitions;
-  const std::string name = name_of(disk);
   for (const auto& entry : entries_of(sysfs_of(disk) + "/")) {
-    if (!entry.starts_with(name)) continue;
-    if (const dev_t number = number_from(sysfs_of(disk) + "/" + entry + "/dev"); number != 0)
-      partitions.push_back(number);
+    const std::string directory = sysfs_of(disk) + "/" + entry;
+    if (read_line(directory + "/partition").empty()) continue;
+    if (const dev_t number = number_from(directory + "/dev"); number != 0) partitions.push_back(number);
   }
   return partitions;
 }
 
+std::vector<StorageExtent> extents_below(const VolumeNode& node) {
+  std::vector<StorageExtent> extents;
+  add_below({node, 0, UINT64_MAX, true}, extents, 0);
+  return extents;
+}
+
 std::vector<VolumeNode> nodes_below(const VolumeNode& node) {
   std::vector<VolumeNode> nodes;
-  add_below(node, nodes, 0);
+  for (const auto& extent : extents_below(node)) {
+    if (!contains(nodes, extent.node)) nodes.push_back(extent.node);
+  }
   return nodes;
 }
 
 bool same_storage(const VolumeNode& one, const VolumeNode& other) {
-  const auto contains = [](const std::vector<VolumeNode>& nodes, const VolumeNode& node) {
-    return std::find(nodes.begin(), nodes.end(), node) != nodes.end();
-  };
-  return contains(nodes_below(one), other) || contains(nodes_below(other), one);
+  const auto below_one = extents_below(one), below_other = extents_below(other);
+  return std::any_of(below_one.begin(), below_one.end(), [&](const StorageExtent& extent) {
+    return std::any_of(below_other.begin(), below_other.end(),
+                       [&](const StorageExtent& against) { return share_bytes(extent, against); });
+  });
+}
+
+std::string unescape_octal(const std::string& text) {
+  const auto digit = [&](std::size_t at, char most) { return text[at] >= '0' && text[at] <= most; };
+  std::string plain;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && i + 3 < text.size() && digit(i + 1, '3') && digit(i + 2, '7') &&
+        digit(i + 3, '7')) {
+      plain += char((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + (text[i + 3] - '0'));
+      i += 3;
+    } else {
+      plain += text[i];
+    }
+  }
+  return plain;
 }
 
 VolumeUse use_of(const VolumeNode& node, bool with_writers) {
-  VolumeUse use;
-  std::vector<VolumeNode> nodes{node};
+  std::vector<VolumeNode> nodes, partitions;
+  for (const auto& extent : extents_below(node)) {
+    if (extent.exact) nodes.push_back(extent.node);
+  }
   if (node.block) {
-    for (const dev_t partition : partitions_of(node.device)) nodes.push_back({true, partition, 0});
+    for (const dev_t partition : partitions_of(node.device)) partitions.push_back({true, partition, 0});
   }
+  nodes.insert(nodes.end(), partitions.begin(), partitions.end());
+  VolumeUse use;
+  add_mounts(nodes, use);
   for (const auto& part : nodes) {
-    if (part.block) {
-      add_mounts(part.device, use);
-      add_holders(part.device, use);
-    }
-    add_swap(part, use);
-    add_loops(part, use);
-    if (with_writers) add_writers(part, use);
+    if (!part.block) continue;
+    for (const auto& name : entries_of(sysfs_of(part.device) + "/holders"))
+      add_once(use.holders, friendly_name(name));
   }
+  add_swap(nodes, use);
+  add_loops(node, partitions, use);
+  if (with_writers) add_writers(nodes, use);
   return use;
 }
 
@@ -268,6 +367,7 @@ std::string VolumeUse::reason() const {
   if (!mounts.empty()) return "mounted on " + mounts.front();
   if (!holders.empty()) return holders.front() == "swap" ? "in use as swap" : "held by " + holders.front();
   if (!writers.empty()) return "open for writing in " + writers.front();
+  if (!readers.empty()) return "held by " + readers.front() + " (read-only)";
   return "";
 }
 

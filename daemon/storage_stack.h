@@ -25,31 +25,50 @@ bool node_of_path(const std::string& path, VolumeNode& node);
 /// "/dev/sda" for a block device.
 std::string device_path(dev_t device);
 
+/// A stretch of a node that a volume above it takes up, in bytes. `exact`: all of it (partitions and loop
+/// devices say where they lie); otherwise somewhere within (a file in its filesystem, a device-mapper table).
+struct StorageExtent {
+  VolumeNode node;
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  bool exact = true;
+  bool operator==(const StorageExtent&) const = default;
+};
+
 /// All that it stands on, itself first: the disk of a partition, slaves of device-mapper and md, a loop
 /// device's file, and the filesystem's device below a file.
+std::vector<StorageExtent> extents_below(const VolumeNode& node);
 std::vector<VolumeNode> nodes_below(const VolumeNode& node);
 
-/// Whether one of the two stands on the other, or they are the same.
+/// Whether the two share bytes: the same, one standing on the other, or both on the same stretch of a third
+/// (two loop devices on one file). Two partitions of a disk, two logical volumes of a group and two files of
+/// a filesystem share none.
 bool same_storage(const VolumeNode& one, const VolumeNode& other);
 
 /// Partitions of a disk.
 std::vector<dev_t> partitions_of(dev_t disk);
 
-/// Whether a device is a partition, and of which disk.
 bool is_partition(dev_t device);
+
+/// mountinfo and fstab write spaces and the like as "\\040".
+std::string unescape_octal(const std::string& text);
 
 /// What uses a volume. The lists hold text for people.
 struct VolumeUse {
   std::vector<std::string> mounts;   ///< mount points
   std::vector<std::string> holders;  ///< "dm-0 (vg-root)", "loop3", "swap"
   std::vector<std::string> writers;  ///< "process 123 (qemu)": open for writing
-  bool any() const { return !mounts.empty() || !holders.empty() || !writers.empty(); }
+  std::vector<std::string> readers;  ///< "loop4", read-only: changes nothing, but would see a target change
+  bool may_be_written() const { return !mounts.empty() || !holders.empty() || !writers.empty(); }
+  bool any() const { return may_be_written() || !readers.empty(); }
   /// "mounted on /srv", "held by dm-0", …: the first and weightiest.
   std::string reason() const;
 };
 
-/// Of the node itself; for a disk its partitions' too. `with_writers` looks through /proc, which takes some
-/// ms.
+/// Of the node itself, of a disk's partitions, of what lies wholly below it (the disk of a partition, the
+/// file of a loop device), and of loop devices that share its bytes. `with_writers` looks through every
+/// process's descriptors, which takes some ms. What cannot be looked at (a process that ends meanwhile) is
+/// passed over.
 VolumeUse use_of(const VolumeNode& node, bool with_writers);
 
 }  // namespace blockferry
