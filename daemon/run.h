@@ -30,7 +30,8 @@ class Run {
 
   RunStatus status() const;
   bool finished() const { return finished_; }
-  /// Finished, and its devices are released: the thread is about to end, and the destructor waits for no more than that.
+  /// Finished, and its devices are released: the thread is about to end, and the destructor waits for no more
+  /// than that.
   bool drained() const { return drained_; }
   /// The final record. Precondition: finished().
   RunRecord record() const;

@@ -2,9 +2,9 @@
 // What is durable, and when. A checkpoint, step by step, while copying goes on:
 //
 //   begin_checkpoint   what was copied until now is set apart; every target is asked to flush
-//   flush_finished     the flush stands: the pages of the bitmap as they are true from now on are gathered
-//   start_commit       elsewhere, in this order: checksums synced, bitmap pages committed, the run's record
-//   replaced commit_finished    what was set apart is synced
+//   flush_finished     the flush stands: the bitmap's pages as they are true from now on are gathered
+//   start_commit       elsewhere, in this order: checksums synced, bitmap committed, record replaced
+//   commit_finished    what was set apart is synced
 //
 // A crash before the bitmap's commit leaves the granules dirty; one after it, but before the record, leaves a
 // bitmap that is newer than the record says: right all the same, since the record holds only counts and
@@ -15,7 +15,8 @@ namespace blockferry {
 
 namespace {
 
-// Holes are copied by the TiB in moments: their bits are not left to grow in memory until the interval is over.
+// Holes are copied by the TiB in moments: their bits are not left to grow in memory until the interval is
+// over.
 constexpr std::uint64_t copied_granules_max = 64 * MiB;
 
 }  // namespace
@@ -67,19 +68,34 @@ void RunCore::start_commit() {
     }
   }
   commit_pages_ = volume_->pages_to_commit(engine_->ranges_in_flight());
+  update_status();
+  const bool last = quiet_checkpoint_ && ending_ != Ending::none && ending_ != Ending::stopped;
+  if (last) record_.status.ended_at = clock_.wall_seconds();
   RunRecord record = record_;
   record.bitmap_generation = volume_->generation() + (commit_pages_.empty() ? 0 : 1);
   if (quiet_checkpoint_) {
     if (ending_ == Ending::completed) record.status.state = RunState::completed;
     if (ending_ == Ending::failed) record.status.state = RunState::failed;
     if (ending_ == Ending::cancelled) record.status.state = RunState::cancelled;
-    if (run_state_ended(record.status.state)) record.status.ended_at = clock_.wall_seconds();
   }
   record_.bitmap_generation = record.bitmap_generation;
-  commit_ = environment_.start([this, record = std::move(record)]() -> Result<void> {
-    if (auto done = volume_->commit(commit_pages_); !done) return done;
-    return save_record(environment_.state(), record);
-  });
+  // A bitmap that leaves a failed target out must not be found beside a record that calls the target sound.
+  std::optional<RunRecord> before;
+  if (lag_unsaved_) {
+    before = saved_record_;
+    before->target_lags = record.target_lags;
+    before->status.targets = record.status.targets;
+  }
+  lag_unsaved_ = false;
+  committing_record_ = record;
+  commit_ =
+      environment_.start([this, before = std::move(before), record = std::move(record)]() -> Result<void> {
+        if (before) {
+          if (auto done = save_record(environment_.state(), *before); !done) return done;
+        }
+        if (auto done = volume_->commit(commit_pages_); !done) return done;
+        return save_record(environment_.state(), record);
+      });
 }
 
 void RunCore::commit_finished(const Result<void>& outcome) {
@@ -88,7 +104,9 @@ void RunCore::commit_finished(const Result<void>& outcome) {
   volume_->finish_checkpoint(outcome.has_value());
   checkpoint_finished_ = clock_.now();
   record_.bitmap_generation = volume_->generation();
+  if (outcome) saved_record_ = std::move(committing_record_);
   if (!outcome) {
+    lag_unsaved_ = true;                          // perhaps it is; saying it twice does no harm
     quiet_checkpoint_ = ending_ != Ending::none;  // an ending run does not try for ever
     return fail_run(outcome.error());
   }

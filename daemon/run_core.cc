@@ -67,7 +67,11 @@ struct RunCore::Memory {
 };
 
 RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits& limits)
-    : environment_(environment), clock_(environment.clock()), limits_(limits), record_(std::move(record)) {
+    : environment_(environment),
+      clock_(environment.clock()),
+      limits_(limits),
+      record_(std::move(record)),
+      saved_record_(record_) {
   const RunStatus& status = record_.status;
   engine_options_ = engine_options_for(status.request, status.granule_bytes, status.bytes_total);
 }
@@ -75,7 +79,7 @@ RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits&
 RunCore::~RunCore() {
   commit_.reset();  // the job uses volume_
   engine_.reset();
-  devices_ = {};
+  devices_.release();
 }
 
 // The start.
@@ -120,10 +124,12 @@ Result<void> RunCore::check_identity() {
                            "another volume stands there now than when the run began"));
   };
   RunStatus& status = record_.status;
-  const DeviceInfo& source = devices_.source->info();
-  if (status.source_identity.empty()) status.source_identity = source.identity;
-  if (source.identity != status.source_identity || source.bytes != status.source_bytes)
-    return differs(source.uri);
+  if (devices_.source != nullptr) {  // else the run only verifies
+    const DeviceInfo& source = devices_.source->info();
+    if (status.source_identity.empty()) status.source_identity = source.identity;
+    if (source.identity != status.source_identity || source.bytes != status.source_bytes)
+      return differs(source.uri);
+  }
   for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
     if (devices_.targets[i] == nullptr) continue;
     const DeviceInfo& target = devices_.targets[i]->info();
@@ -146,8 +152,12 @@ Result<void> RunCore::open_state() {
           : VolumeState::open(environment_.state(), record_.volume_id, geometry, record_.bitmap_generation);
   if (!volume) return fail(volume.error());
   volume_ = std::move(*volume);
+  const bool is_new = record_.bitmap_generation == 0;
   record_.bitmap_generation = volume_->generation();
-  return {};
+  // From here on the run counts as begun, whenever the process ends.
+  if (!is_new) return {};
+  saved_record_ = record_;
+  return save_record(environment_.state(), record_);
 }
 
 void RunCore::make_engine() {
@@ -193,6 +203,7 @@ Result<void> RunCore::take_back_targets() {
   if (auto done = volume_->commit(volume_->pages_to_commit({})); !done) return done;
   volume_->finish_checkpoint(true);
   record_.bitmap_generation = volume_->generation();
+  saved_record_ = record_;
   return save_record(environment_.state(), record_);
 }
 
@@ -237,6 +248,7 @@ void RunCore::resume_verifying() {
 }
 
 void RunCore::enter_collecting(PassKind kind) {
+  region_ = {};  // what was a hole may have been written since
   record_.phase = RunPhase::collecting;
   current_pass().kind = kind;
   record_.status.verify_ran = false;
@@ -247,12 +259,14 @@ void RunCore::enter_collecting(PassKind kind) {
 }
 
 void RunCore::enter_copying() {
+  region_ = {};
   record_.phase = RunPhase::copying;
   record_.cursor = 0;
   copy_cursor_ = 0;
 }
 
 void RunCore::enter_verifying() {
+  region_ = {};
   record_.phase = RunPhase::verifying;
   record_.cursor = verify_next_ = 0;
   record_.verify_target = 0;
@@ -265,7 +279,8 @@ void RunCore::enter_verifying() {
 
 /// The phase's work is done and committed: what comes next.
 void RunCore::phase_finished() {
-  if (limits_.metrics != nullptr && record_.phase == RunPhase::copying) limits_.metrics->add_pass(current_pass().kind);
+  if (limits_.metrics != nullptr && record_.phase == RunPhase::copying)
+    limits_.metrics->add_pass(current_pass().kind);
   phase_done_ = false;
   quiet_checkpoint_ = false;
   switch (record_.phase) {
@@ -311,13 +326,12 @@ void RunCore::end(Ending ending) {
       record_.phase = RunPhase::copying;  // from here on it is a run that copies again what differs
       record_.verify_only = false;
       return fail_run(
-          make_error(ErrorCode::io, "verify", status.targets.front().uri,
+          make_error(ErrorCode::io, "verify", status.targets[mismatched_target_].uri,
                      std::to_string(status.granules_mismatched) +
                          " granules differ from their checksums; `ferryctl resume` copies them again"));
     }
   }
   ending_ = ending;
-  ending_since_ = clock_.now();
   phase_done_ = false;
   quiet_checkpoint_ = false;
 }
@@ -327,19 +341,32 @@ void RunCore::fail_run(Error error) {
   if (limits_.metrics != nullptr) limits_.metrics->add_error(error.code);
   record_.status.error = std::move(error);
   ending_ = Ending::failed;
-  ending_since_ = clock_.now();
   phase_done_ = false;
   quiet_checkpoint_ = false;
+}
+
+/// No last checkpoint was made: the record alone says how it ended, with what was committed before. A failure
+/// of that is the run's least trouble.
+void RunCore::save_end() {
+  if (commit_ != nullptr) {
+    if (!commit_->wait(limits_.abandon_after)) return;  // the state directory hangs too
+    commit_finished(commit_->take());
+  }
+  saved_record_.status = record_.status;
+  saved_record_.target_lags = record_.target_lags;
+  saved_record_.paused = record_.paused;
+  auto saved = save_record(environment_.state(), saved_record_);
+  if (!saved && !record_.status.error) record_.status.error = saved.error();
 }
 
 /// The last act: devices are released before anybody reads that the run has ended.
 void RunCore::finish() {
   RunStatus& status = record_.status;
   const bool hung = engine_ != nullptr && (engine_->jobs_in_flight() > 0 || engine_->flush_in_flight());
-  update_status();
+  if (hung) update_status();  // else the last commit has it all
   if (!hung) {
     engine_.reset();
-    devices_ = {};
+    devices_.release();
     memory_.reset();
   }
   switch (ending_) {
@@ -357,19 +384,14 @@ void RunCore::finish() {
       break;
   }
   if (run_state_ended(status.state)) {
-    status.ended_at = clock_.wall_seconds();
+    if (status.ended_at == 0) status.ended_at = clock_.wall_seconds();
     status.activity.clear();
     status.eta_seconds = 0;
     record_.paused = false;
     if (status.state == RunState::completed) status.progress = 1;
     if (limits_.metrics != nullptr) limits_.metrics->add_run_ended(status.state);
   }
-  if (hung || volume_ == nullptr) {
-    // No last checkpoint was made: the record alone says how it ended; a failure of that is the run's least
-    // trouble.
-    if (auto saved = save_record(environment_.state(), record_); !saved && !status.error)
-      status.error = saved.error();
-  }
+  if (hung || volume_ == nullptr) save_end();
   status.io_in_flight = 0;
   finished_ = true;
 }
@@ -389,11 +411,14 @@ void RunCore::resume() {
   update_status();
 }
 
+/// A run that is failing already, but waits for a device that hangs, is left all the same.
 void RunCore::cancel() {
+  if (!leave_at_) leave_at_ = clock_.now() + limits_.abandon_after;
   end(Ending::cancelled);
 }
 
 void RunCore::stop() {
+  if (!leave_at_) leave_at_ = clock_.now() + limits_.abandon_after;
   end(Ending::stopped);
 }
 
@@ -417,7 +442,7 @@ void RunCore::step(Nanoseconds timeout) {
     engine_->poll(timeout, results_);
     if (engine_->jobs_in_flight() == 0 && !engine_->flush_in_flight()) {
       engine_.reset();
-      devices_ = {};
+      devices_.release();
     }
     return;
   }
@@ -451,10 +476,7 @@ void RunCore::advance() {
       quiet_checkpoint_ = false;
     }
   }
-  if (ending_ == Ending::cancelled || ending_ == Ending::stopped) {
-    const bool hung = !quiet || flushing_;
-    if (hung && clock_.now() - ending_since_ >= limits_.abandon_after) return finish();
-  }
+  if (leave_at_ && (!quiet || flushing_) && clock_.now() >= *leave_at_) return finish();
   if (checkpoint_due()) begin_checkpoint();
   if (checkpoint_under_way() || !quiet || !quiet_checkpoint_) return;
   if (ending_ != Ending::none) return finish();

@@ -86,6 +86,7 @@ class RunCore {
   void phase_finished();
   void end(Ending ending);
   void fail_run(Error error);
+  void save_end();
   void finish();
   void advance();
   bool winding_down() const { return ending_ != Ending::none || record_.paused; }
@@ -134,6 +135,9 @@ class RunCore {
   const RunLimits limits_;
 
   RunRecord record_;  ///< the next record to be committed, but for what only a checkpoint settles
+  /// As last made durable: what may be said of the run when there is no checkpoint to go with it.
+  RunRecord saved_record_, committing_record_;
+  bool lag_unsaved_ = false;  ///< a target failed since: that must be durable before the next bitmap is
   std::unique_ptr<VolumeState> volume_;
   std::unique_ptr<Tracker> tracker_;
   RunDevices devices_;
@@ -143,10 +147,11 @@ class RunCore {
   CopyEngineOptions engine_options_;
 
   Ending ending_ = Ending::none;
-  Nanoseconds ending_since_{0};
+  std::optional<Nanoseconds> leave_at_;  ///< asked to cancel or stop: hung I/O is waited for until then
   bool phase_done_ = false;  ///< the phase's work is done; its checkpoint is asked for or under way
   bool finished_ = false;
-  unsigned extra_passes_ = 0;  ///< made because the source was written meanwhile
+  std::uint32_t mismatched_target_ = 0;  ///< the last one that verification found to differ
+  unsigned extra_passes_ = 0;            ///< made because the source was written meanwhile
 
   std::uint64_t copy_cursor_ = 0;
   struct {

@@ -205,6 +205,7 @@ void RunCore::compare_with_records(GranuleRange range, std::span<const std::uint
   for (std::uint64_t i = 0; i < range.count; ++i) {
     if (recorded[i] == checksums[i]) continue;
     ++mismatches;
+    mismatched_target_ = record_.verify_target;
     volume_->mark_mismatched({range.first + i, 1});
   }
   record_.status.granules_verified += range.count;
@@ -227,6 +228,12 @@ void RunCore::add_bad_ranges(const std::vector<ByteRange>& unreadable) {
       at->bytes += range.bytes;
     } else {
       bad.insert(at, range);
+    }
+    // What ended out of order may have left a neighbour just behind.
+    for (std::size_t i = 1; i < bad.size(); ++i) {
+      if (bad[i - 1].end() != bad[i].offset) continue;
+      bad[i - 1].bytes += bad[i].bytes;
+      bad.erase(bad.begin() + std::ptrdiff_t(i--));
     }
   }
   if (bad.size() > bad_ranges_max) {
@@ -270,6 +277,7 @@ void RunCore::target_failed(std::size_t index, const Error& error) {
       volume_->save_lag(environment_.state(), lag_file_name(record_.volume_id, index), lacking);
   if (!saved) return fail_run(saved.error());
   record_.target_lags[index] = true;
+  lag_unsaved_ = true;
 }
 
 }  // namespace blockferry

@@ -20,6 +20,14 @@ namespace blockferry {
 
 /// A run's devices, claimed. Declared so that devices go before their queue.
 struct RunDevices {
+  /// In that order: devices take their slots back from the queue. (Assigning an empty one would free the
+  /// queue first.)
+  void release() {
+    targets.clear();
+    source.reset();
+    queue.reset();
+  }
+
   std::unique_ptr<IoQueue> queue;
   std::unique_ptr<Device> source;
   std::vector<std::unique_ptr<Device>> targets;     ///< null where the target could not be opened

@@ -106,6 +106,7 @@ json body_of(const RunRecord& record) {
       {"verify_ran", status.verify_ran},
       {"bad_ranges", ranges_to_json(status.bad_ranges)},
       {"restarts", status.restarts},
+      {"io_engine", status.io_engine},
       {"error", optional_error(status.error)},
       {"created_at", status.created_at},
       {"started_at", status.started_at},
@@ -153,6 +154,7 @@ void read_progress(const json& body, RunStatus& status) {
         {item.at("offset").get<std::uint64_t>(), item.at("bytes").get<std::uint64_t>()});
   }
   status.restarts = body.at("restarts").get<std::uint64_t>();
+  status.io_engine = body.at("io_engine").get<std::string>();
   status.created_at = body.at("created_at").get<double>();
   status.started_at = body.at("started_at").get<double>();
   status.ended_at = body.at("ended_at").get<double>();
@@ -178,6 +180,8 @@ RunRecord record_of(const json& body) {
   status.error = error_or_none(body.at("error"));
   read_targets(body.at("targets"), record);
   read_progress(body, status);
+  if (run_state_ended(status.state)) status.eta_seconds = 0;
+  if (status.state == RunState::completed) status.progress = 1;
   record.source_stamp = text_or_none(body.at("source_stamp"));
   record.volume_id = body.at("volume_id").get<std::string>();
   record.bitmap_generation = body.at("bitmap_generation").get<std::uint64_t>();

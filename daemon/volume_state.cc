@@ -9,6 +9,14 @@ namespace blockferry {
 
 namespace {
 
+/// A state file that a record speaks of and that is not there is damage, not a name mistyped.
+Error must_exist(Error error) {
+  if (error.code != ErrorCode::not_found) return error;
+  error.code = ErrorCode::state_damaged;
+  error.hint = "the run's state is incomplete; forget the run and copy in full";
+  return error;
+}
+
 constexpr std::uint64_t pages_per_lag_commit = 256;  // bounds memory: 1 MiB at a time
 
 void set_bits(GranuleRange range, BitmapPage& page) {
@@ -47,9 +55,9 @@ Result<std::unique_ptr<VolumeState>> VolumeState::open(StateDirectory& state, co
                                                        const VolumeGeometry& geometry,
                                                        std::uint64_t generation_min) {
   auto checksums = ChecksumTable::open(state, checksums_file_name(volume_id), geometry);
-  if (!checksums) return fail(checksums.error());
+  if (!checksums) return fail(must_exist(checksums.error()));
   auto file = state.open(bitmap_file_name(volume_id), false);
-  if (!file) return fail(file.error());
+  if (!file) return fail(must_exist(file.error()));
   auto bitmap =
       BitmapFile::open(std::move(*file), geometry.granule_count(), geometry.granule_bytes, generation_min);
   if (!bitmap) return fail(bitmap.error());

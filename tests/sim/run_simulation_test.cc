@@ -61,6 +61,11 @@ class Journey {
         if (i >= steps_max) return true;
         if (pauses_ && world_.chance(0.02)) core->pause();
         if (core->idle() || (pauses_ && world_.chance(0.1))) core->resume();
+        // Later, in verification, nobody looks at the source any more.
+        if (poke_holes_ && core->record().phase == RunPhase::copying && world_.chance(0.2)) {
+          poke_holes_ = false;
+          change_source(12);
+        }
         core->step(std::chrono::milliseconds(1));
       }
       record_ = core->record();
@@ -117,6 +122,8 @@ class Journey {
     }
   }
 
+  void poke_holes_while_it_runs() { poke_holes_ = true; }
+  bool holes_were_poked() const { return !poke_holes_; }
   void let_it_pause() { pauses_ = true; }
 
   /// Invariants 3 and 4, as the disks and the state are left.
@@ -207,7 +214,7 @@ class Journey {
   std::vector<std::unique_ptr<SimDisk>> targets_;
   RunRecord record_;
   RunLimits limits_;
-  bool pauses_ = false;
+  bool pauses_ = false, poke_holes_ = false;
 };
 
 /// Ends the process before each step in turn, in both ways; the run must come to its end all the same.
@@ -296,7 +303,8 @@ TEST(RunSimulation, RandomJourneys) {
         journey.world().crash_at = journey.world().steps + 1 + plan() % 250;
         if (journey.live(plan() % 2 == 0 ? CrashMode::kill : CrashMode::power)) break;
         if (HasFatalFailure()) return;
-        // The record may have been replaced just before the end: then the run is over, and what comes later is later.
+        // The record may have been replaced just before the end: then the run is over, and what comes later
+        // is later.
         if (run_state_ended(journey.record().status.state)) break;
         if (plan() % 3 == 0) journey.change_source(1 + unsigned(plan() % 3));
       }
@@ -339,6 +347,47 @@ TEST(RunSimulation, AFailedTargetIsBroughtUpToDateLater) {
     if (HasFatalFailure()) return;
   }
   EXPECT_GT(struck, 10u) << "the fault hardly ever happened";
+}
+
+/// The process ends at any step while a target is failing.
+TEST(RunSimulation, EveryCrashPointAroundATargetsFailure) {
+  unsigned struck = 0;
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    for (std::uint64_t at = 1; at <= 160; ++at) {
+      SCOPED_TRACE("seed " + std::to_string(seed) + ", crash " + std::to_string(at) +
+                   " steps after the failure");
+      Journey journey(seed, 16, 2);
+      journey.world().crash_at = journey.world().steps + 12 + seed * 5;
+      if (journey.live(CrashMode::kill)) break;
+      journey.target(1).writes_fail = true;
+      journey.world().crash_at = journey.world().steps + at;
+      journey.live(at % 2 == 0 ? CrashMode::kill : CrashMode::power);
+      if (HasFatalFailure()) return;
+      struck += journey.target(1).failures > 0 ? 1 : 0;
+      journey.world().crash_at = 0;
+      journey.target(1).writes_fail = false;
+      journey.record().status.state = RunState::queued;
+      journey.finish();
+      journey.expect_targets_equal_source("after its return");
+      if (HasFatalFailure()) return;
+    }
+  }
+  EXPECT_GT(struck, 100u) << "the fault hardly ever happened";
+}
+
+/// A hole of the source that is written after it was looked at is no hole any more.
+TEST(RunSimulation, AHoleWrittenDuringTheRunIsCopied) {
+  unsigned written = 0;
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Journey journey(seed, 40, 1);
+    journey.poke_holes_while_it_runs();
+    journey.finish();
+    journey.expect_targets_equal_source("after a hole was written");
+    if (HasFatalFailure()) return;
+    written += journey.holes_were_poked() ? 1 : 0;
+  }
+  EXPECT_GT(written, 30u) << "the source hardly ever changed in time";
 }
 
 /// A bit that flips on its way to the target is found by verification, and mended by resuming.
