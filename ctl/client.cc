@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/client.h"
 
-#include <optional>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
 
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <nlohmann/json.hpp>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 
+#include "blockio/base/file_descriptor.h"
+#include "ctl/interrupt.h"
 #include "daemon/messages/messages.h"
 
 namespace blockferry {
@@ -18,44 +24,145 @@ namespace {
 namespace asio = boost::asio;
 namespace beast = boost::beast;
 namespace http = beast::http;
-using Stream = beast::basic_stream<asio::local::stream_protocol>;
+using boost::system::error_code;
 
-constexpr auto connect_timeout = std::chrono::seconds(5);
-constexpr auto answer_timeout = std::chrono::seconds(120);
-constexpr std::uint64_t answer_bytes_max = 256 * 1024 * 1024;  // a long list or a fine map
+/// What Beast reads from and writes to: a socket with a deadline that also Ctrl-C ends. Asio's own stream
+/// would take an event loop and its descriptors for this.
+class BoundedSocket {
+ public:
+  explicit BoundedSocket(FileDescriptor fd) : fd_(std::move(fd)) {}
 
-Error unreachable(const std::string& socket, const boost::system::error_code& why) {
-  std::string hint =
-      why.message() + "; is ferryd running? `systemctl start ferryd`, or name its socket with --socket";
-  if (why.value() == EACCES || why.value() == EPERM) {
-    hint = why.message() + "; only root and members of the group blockferry may operate ferryd";
+  void expires_after(Nanoseconds timeout) { deadline_ = system_clock().now() + timeout; }
+
+  template <typename Buffers>
+  std::size_t read_some(const Buffers& buffers, error_code& error) {
+    for (const auto buffer : beast::buffers_range_ref(buffers)) {
+      if (buffer.size() == 0) continue;
+      const std::size_t bytes =
+          transfer(POLLIN, error, [&](int fd) { return ::recv(fd, buffer.data(), buffer.size(), 0); });
+      if (!error && bytes == 0) error = asio::error::eof;
+      return bytes;
+    }
+    return 0;
   }
-  return make_error(ErrorCode::unreachable, "reach ferryd at", socket, hint);
+  template <typename Buffers>
+  std::size_t write_some(const Buffers& buffers, error_code& error) {
+    for (const auto buffer : beast::buffers_range_ref(buffers)) {
+      if (buffer.size() == 0) continue;
+      return transfer(POLLOUT, error,
+                      [&](int fd) { return ::send(fd, buffer.data(), buffer.size(), MSG_NOSIGNAL); });
+    }
+    return 0;
+  }
+  // Beast's concept of a stream asks for these two as well.
+  template <typename Buffers>
+  std::size_t read_some(const Buffers& buffers) {
+    error_code error;
+    const std::size_t bytes = read_some(buffers, error);
+    return error ? throw boost::system::system_error(error) : bytes;
+  }
+  template <typename Buffers>
+  std::size_t write_some(const Buffers& buffers) {
+    error_code error;
+    const std::size_t bytes = write_some(buffers, error);
+    return error ? throw boost::system::system_error(error) : bytes;
+  }
+
+ private:
+  template <typename Try>
+  std::size_t transfer(short events, error_code& error, Try attempt) {
+    error = {};
+    while (true) {
+      const ssize_t bytes = attempt(fd_.get());
+      if (bytes >= 0) return std::size_t(bytes);
+      if (errno != EAGAIN && errno != EINTR) {
+        error = error_code(errno, boost::system::system_category());
+        return 0;
+      }
+      const Waited waited = wait_for(fd_.get(), events, deadline_ - system_clock().now());
+      if (waited == Waited::ready) continue;
+      error = waited == Waited::timed_out ? asio::error::timed_out : asio::error::interrupted;
+      return 0;
+    }
+  }
+
+  FileDescriptor fd_;
+  Nanoseconds deadline_{0};
+};
+
+Error unreachable(const std::string& socket, const std::string& why) {
+  return make_error(ErrorCode::unreachable, "reach ferryd at", socket, why);
+}
+
+Error connect_error(const std::string& socket, int errno_value) {
+  Error error = unreachable(
+      socket, "is ferryd running? `systemctl start ferryd` starts it; --socket names another socket");
+  error.errno_value = errno_value;
+  if (errno_value == EACCES || errno_value == EPERM)
+    error.hint = "only root and members of the group blockferry may operate ferryd";
+  if (errno_value == ETIMEDOUT || errno_value == EAGAIN)
+    error.hint = "ferryd takes no more connections; does it hang?";
+  return error;
+}
+
+Error lost_error(const std::string& socket, const error_code& why, bool changes_something) {
+  const std::string doubt =
+      changes_something ? "; `ferryctl list` shows whether it was done all the same" : "";
+  if (why == asio::error::timed_out)
+    return unreachable(socket, "no answer in time; does it hang? Its log may tell" + doubt);
+  if (why == asio::error::interrupted) return unreachable(socket, "interrupted before the answer" + doubt);
+  if (why == http::error::end_of_stream || why == http::error::partial_message || why == asio::error::eof ||
+      why.category() == boost::system::system_category()) {
+    return unreachable(socket, "ferryd went away before it answered" + doubt);
+  }
+  return unreachable(socket, "what answers there is not ferryd (" + why.message() + ")");
+}
+
+Result<FileDescriptor> open_socket(const std::string& path, Nanoseconds timeout) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) {
+    return fail(
+        make_error(ErrorCode::invalid_argument, "--socket", path,
+                   "a socket's path has 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes"));
+  }
+  std::memcpy(address.sun_path, path.data(), path.size());
+  FileDescriptor fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd.valid()) return fail(connect_error(path, errno));
+  const Nanoseconds deadline = system_clock().now() + timeout;
+  while (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    const int reason = errno;
+    // EAGAIN: as many connections wait as may; a UNIX socket cannot be polled for room there.
+    if ((reason != EAGAIN && reason != EINTR) || system_clock().now() >= deadline)
+      return fail(connect_error(path, reason));
+    if (wait_for(-1, 0, std::chrono::milliseconds(20)) == Waited::interrupted)
+      return fail(unreachable(path, "interrupted"));
+  }
+  return fd;
 }
 
 }  // namespace
 
 struct Client::Connection {
-  asio::io_context context;
-  Stream stream{context};
+  explicit Connection(FileDescriptor fd) : socket(std::move(fd)) {}
+  BoundedSocket socket;
   beast::flat_buffer buffer;
-
-  /// Runs one asynchronous operation to its end; the stream's timeout bounds it.
-  template <typename Start>
-  boost::system::error_code finish(Start start) {
-    boost::system::error_code outcome;
-    start([&](boost::system::error_code error, auto...) { outcome = error; });
-    context.restart();
-    context.run();
-    return outcome;
-  }
 };
 
-Client::Client(std::string socket_path) : socket_path_(std::move(socket_path)) {}
+Client::Client(std::string socket_path, const ClientTimeouts& timeouts)
+    : socket_path_(std::move(socket_path)), timeouts_(timeouts) {}
 Client::~Client() = default;
 
 Result<nlohmann::json> Client::get(const std::string& path) {
   return request("GET", path, nullptr);
+}
+
+Result<void> Client::connect() {
+  if (connection_) return {};
+  auto fd = open_socket(socket_path_, timeouts_.connect);
+  if (!fd) return fail(fd.error());
+  connection_ = std::make_unique<Connection>(std::move(*fd));
+  return {};
 }
 
 Result<nlohmann::json> Client::request(const char* method, const std::string& path,
@@ -64,42 +171,32 @@ Result<nlohmann::json> Client::request(const char* method, const std::string& pa
   request.set(http::field::host, "ferryd");
   if (!body.is_null()) {
     request.set(http::field::content_type, "application/json");
-    request.body() = body.dump();
+    // What is not UTF-8 cannot be said in JSON: options.cc lets none pass.
+    request.body() = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }
   request.prepare_payload();
 
-  boost::system::error_code error;
-  if (!connection_) {
-    auto connection = std::make_unique<Connection>();
-    connection->stream.expires_after(connect_timeout);
-    error = connection->finish([&](auto done) {
-      connection->stream.async_connect(asio::local::stream_protocol::endpoint(socket_path_), done);
-    });
-    if (error) return fail(unreachable(socket_path_, error));
-    connection_ = std::move(connection);
-  }
+  if (auto connected = connect(); !connected) return fail(connected.error());
   Connection& connection = *connection_;
   http::response_parser<http::string_body> parser;
-  parser.body_limit(answer_bytes_max);
-  connection.stream.expires_after(answer_timeout);
-  error = connection.finish([&](auto done) { http::async_write(connection.stream, request, done); });
+  parser.body_limit(json_bytes_max);
+  connection.socket.expires_after(timeouts_.answer);
+  error_code write_error, read_error;
+  http::write(connection.socket, request, write_error);
   // A refused caller may find the connection closed while still writing: the answer is there all the same.
-  const auto read_error = connection.finish(
-      [&](auto done) { http::async_read(connection.stream, connection.buffer, parser, done); });
+  http::read(connection.socket, connection.buffer, parser, read_error);
   if (read_error) {
     connection_.reset();
-    return fail(unreachable(socket_path_, error ? error : read_error));
+    const bool reads_only = std::strcmp(method, "GET") == 0;
+    return fail(lost_error(socket_path_, write_error ? write_error : read_error, !reads_only));
   }
   const auto& response = parser.get();
   const unsigned status = response.result_int();
   if (!response.keep_alive()) connection_.reset();
-  auto answer = nlohmann::json::parse(parser.get().body(), nullptr, false);
-  if (answer.is_discarded()) {
-    return fail(make_error(ErrorCode::internal, "understand", socket_path_,
-                           "the answer is not JSON; is this ferryd?"));
-  }
+  auto answer = parse_json(response.body());
+  if (!answer) return fail(unreachable(socket_path_, "what answers there is not ferryd (it speaks no JSON)"));
   if (status >= 200 && status < 300) return answer;
-  Error failure = error_from_json(answer);
+  Error failure = error_from_json(*answer);
   if (status == 403) failure.code = ErrorCode::unreachable;
   return fail(failure);
 }
@@ -109,7 +206,8 @@ std::string percent_encode(const std::string& text) {
   std::string encoded;
   for (const char letter : text) {
     const auto byte = static_cast<unsigned char>(letter);
-    if (std::isalnum(byte) != 0 || letter == '-' || letter == '.' || letter == '_' || letter == '~') {
+    const bool plain = byte < 0x80 && std::isalnum(byte) != 0;
+    if (plain || letter == '-' || letter == '.' || letter == '_' || letter == '~') {
       encoded += letter;
     } else {
       encoded += '%';

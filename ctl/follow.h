@@ -2,32 +2,38 @@
 // Following a run until it ends.
 #pragma once
 
-#include <string>
+#include <cstdint>
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
+#include "blockio/base/clock.h"
 #include "blockio/base/error.h"
 #include "ctl/client.h"
 
 namespace blockferry {
 
 enum class FollowOutput : std::uint8_t {
-  progress,  ///< for people: a line that is rewritten on a terminal, now and then a line elsewhere
+  progress,  ///< for people: lines that are rewritten on a terminal, now and then a line elsewhere
   silent,    ///< nothing
   lines,     ///< each change as a line of JSON on stdout
 };
 
-struct FollowEnd {
-  nlohmann::json run;     ///< as last seen
-  bool detached = false;  ///< by Ctrl-C; the run goes on
+enum class FollowEnd : std::uint8_t {
+  ended,     ///< the run has
+  detached,  ///< by Ctrl-C; the run goes on
 };
 
-/// Until the run has ended or Ctrl-C. Outlives a restart of ferryd of up to half a minute.
-Result<FollowEnd> follow_run(Client& client, const std::string& id, FollowOutput output);
+struct FollowPatience {
+  Nanoseconds reconnect = std::chrono::seconds(30);  ///< ferryd may be restarting
+  Nanoseconds first_line = std::chrono::seconds(5);  ///< where there is no terminal
+  Nanoseconds next_line = std::chrono::seconds(5);
+};
+
+/// Until the run has ended or Ctrl-C, under an InterruptGuard of the caller's. `run` is the run's object as
+/// known so far, and in the end as last seen.
+Result<FollowEnd> follow_run(Client& client, nlohmann::json& run, FollowOutput output,
+                             const FollowPatience& patience = {});
 
 bool run_ended(const nlohmann::json& run);
-
-/// The terminal's width, 80 where there is none.
-std::size_t terminal_columns(int fd);
 
 }  // namespace blockferry

@@ -2,6 +2,7 @@
 #include "ctl/options.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cstdlib>
 #include <sstream>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "blockio/base/units.h"
+#include "ctl/nearest.h"
 
 namespace blockferry {
 
@@ -17,33 +19,9 @@ namespace {
 
 namespace options = boost::program_options;
 
-Error usage(const std::string& what, const std::string& why) {
-  return make_error(ErrorCode::invalid_argument, "understand", what, why);
-}
-
-/// How many letters one must change, add or drop.
-std::size_t distance(const std::string& one, const std::string& other) {
-  std::vector<std::size_t> row(other.size() + 1);
-  for (std::size_t i = 0; i <= other.size(); ++i) row[i] = i;
-  for (std::size_t i = 1; i <= one.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= other.size(); ++j) {
-      const std::size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (one[i - 1] == other[j - 1] ? 0 : 1)});
-      diagonal = above;
-    }
-  }
-  return row.back();
-}
-
-std::string nearest_verb(const std::string& word) {
-  const auto& infos = verb_infos();
-  const auto best = std::min_element(infos.begin(), infos.end(), [&](const auto& one, const auto& other) {
-    return distance(word, one.name) < distance(word, other.name);
-  });
-  return distance(word, best->name) <= 3 ? std::string("did you mean `ferryctl ") + best->name + "`?"
-                                         : "`ferryctl --help` lists the verbs";
+/// "--rate fast: not a size; …": `where` is an option or a verb, `what` was given.
+Error usage(const std::string& where, const std::string& what, const std::string& why) {
+  return make_error(ErrorCode::invalid_argument, where, what, why);
 }
 
 bool takes_volumes(Verb verb) {
@@ -88,7 +66,7 @@ options::options_description describe(Verb verb) {
   if (verb == Verb::cutover) add("rehearse", "do all but the hand-over, and report the pause");
   add("socket", text(), "ferryd's control socket (or $BLOCKFERRY_SOCKET)");
   add("json", "JSON on stdout and for errors");
-  add("help", "show this help");
+  add("help,h", "show this help");
   return description;
 }
 
@@ -97,7 +75,7 @@ Result<Number> number_of(const std::string& option, const std::string& text) {
   Number value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size())
-    return fail(usage("--" + option, text + " is not a number"));
+    return fail(usage("--" + option, text, "not a whole number, or too large"));
   return value;
 }
 
@@ -119,14 +97,14 @@ class Reader {
       return;
     }
     const auto bytes = parse_size(text(name));
-    if (!bytes) return note(usage(std::string("--") + name, bytes.error().message()));
+    if (!bytes) return note(usage(std::string("--") + name, text(name), bytes.error().hint));
     target = *bytes;
   }
   template <typename Target>
   void time(const char* name, Target& target) {
     if (!has(name)) return;
     const auto duration = parse_duration(text(name));
-    if (!duration) return note(usage(std::string("--") + name, duration.error().message()));
+    if (!duration) return note(usage(std::string("--") + name, text(name), duration.error().hint));
     target = std::uint64_t(duration->count());
   }
   void number(const char* name, std::uint32_t& target) {
@@ -135,19 +113,23 @@ class Reader {
     if (!value) return note(value.error());
     target = *value;
   }
-  /// One of `choices`, by position.
+  /// One of `choices`, by its word.
   template <typename Enum>
   void choice(const char* name, std::initializer_list<std::pair<const char*, Enum>> choices, Enum& target) {
     if (!has(name)) return;
     std::string known;
+    std::vector<std::string> words;
     for (const auto& [word, value] : choices) {
       if (text(name) == word) {
         target = value;
         return;
       }
-      known += (known.empty() ? "" : ", ") + std::string(word);
+      words.emplace_back(word);
+      known += (known.empty() ? "" : ", ") + words.back();
     }
-    note(usage(std::string("--") + name, "it is one of " + known));
+    const std::string near = nearest(text(name), words);
+    note(usage(std::string("--") + name, text(name),
+               "it is one of " + known + (near.empty() ? "" : "; did you mean " + near + "?")));
   }
   void note(const Error& error) {
     if (!error_) error_ = error;
@@ -175,7 +157,7 @@ void read_request(Reader& reader, RunRequest& request) {
   reader.number("queue-depth", request.queue_depth);
   reader.size("io-size", request.io_size_bytes);
   reader.size("granule", request.granule_bytes);
-  if (reader.has("io-engine")) request.io_engine = reader.text("io-engine");
+  reader.choice("io-engine", {{"auto", "auto"}, {"uring", "uring"}, {"aio", "aio"}}, request.io_engine);
   request.verify = !reader.has("no-verify");
   request.overwrite = reader.has("overwrite");
   request.force = reader.has("force");
@@ -186,7 +168,8 @@ void read_request(Reader& reader, RunRequest& request) {
   reader.number("max-passes", request.max_passes);
   reader.choice("cutover", {{"auto", CutoverChoice::automatic}, {"manual", CutoverChoice::manual}},
                 request.cutover);
-  request.handover = reader.text("handover");
+  reader.choice("handover", {{"fs", "fs"}, {"dm-swap", "dm-swap"}, {"qemu", "qemu"}, {"cmd", "cmd"}},
+                request.handover);
   request.quiesce_cmd = reader.text("quiesce-cmd");
   request.resume_cmd = reader.text("resume-cmd");
   request.cutover_cmd = reader.text("cutover-cmd");
@@ -205,16 +188,28 @@ void read_change(Reader& reader, RunChange& change) {
     change.max_downtime_ms = value;
   }
   if (!reader.has("rate") && !reader.has("max-downtime"))
-    reader.note(usage("set", "say what to set: --rate or --max-downtime"));
+    reader.note(usage("set", "", "say what to set: --rate or --max-downtime"));
 }
 
 Result<void> check_words(const Command& command, const VerbInfo& info) {
   const std::string form = std::string("ferryctl ") + info.name + " " + info.arguments;
   if (command.words.size() < info.words_min)
-    return fail(usage(info.name, "too few arguments; it is `" + form + "`"));
+    return fail(usage(info.name, "", "too few arguments; it is `" + form + "`"));
   if (command.words.size() > info.words_max)
-    return fail(usage(info.name, "too many arguments; it is `" + form + "`"));
+    return fail(usage(info.name, command.words[info.words_max], "too many arguments; it is `" + form + "`"));
+  for (const auto& word : command.words) {
+    if (word.empty()) return fail(usage(info.name, "", "an argument is empty; it is `" + form + "`"));
+  }
   return {};
+}
+
+Error unknown_option(Verb verb, const std::string& option, const options::options_description& known) {
+  std::vector<std::string> names;
+  for (const auto& each : known.options()) names.push_back("--" + each->long_name());
+  const std::string near = nearest(option, names), name = info_of(verb).name;
+  return usage(name, option,
+               "there is no such option; " +
+                   (near.empty() ? "see `ferryctl " + name + " --help`" : "did you mean " + near + "?"));
 }
 
 Result<void> read_options(const std::vector<std::string>& rest, Command& command) {
@@ -233,9 +228,11 @@ Result<void> read_options(const std::vector<std::string>& rest, Command& command
             .style(options::command_line_style::unix_style & ~options::command_line_style::allow_guessing)
             .run(),
         values);
+  } catch (const options::unknown_option& error) {
+    return fail(unknown_option(command.verb, error.get_option_name(), description));
   } catch (const options::error& error) {
-    return fail(usage(info_of(command.verb).name, std::string(error.what()) + "; see `ferryctl " +
-                                                      info_of(command.verb).name + " --help`"));
+    const std::string name = info_of(command.verb).name;
+    return fail(usage(name, "", std::string(error.what()) + "; see `ferryctl " + name + " --help`"));
   }
   Reader reader(values);
   if (values.count("words") > 0) command.words = values["words"].as<std::vector<std::string>>();
@@ -251,14 +248,90 @@ Result<void> read_options(const std::vector<std::string>& rest, Command& command
   return {};
 }
 
+bool is_uri(const std::string& path) {
+  if (path.starts_with("qemu:")) return true;
+  const auto colon = path.find("://");
+  if (colon == std::string::npos || colon == 0) return false;
+  return std::all_of(path.begin(), path.begin() + std::ptrdiff_t(colon), [](unsigned char letter) {
+    return letter < 0x80 && (std::isalnum(letter) != 0 || letter == '+' || letter == '-' || letter == '.');
+  });
+}
+
+/// JSON, in which all of this goes to ferryd, knows nothing else.
+bool is_utf8(const std::string& text) {
+  std::size_t i = 0;
+  const auto byte = [&](std::size_t at) {
+    return static_cast<unsigned char>(at < text.size() ? text[at] : 0);
+  };
+  while (i < text.size()) {
+    const unsigned lead = byte(i), next = byte(i + 1);
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xC2 ? 0
+                               : lead < 0xE0 ? 2
+                               : lead < 0xF0 ? 3
+                               : lead < 0xF5 ? 4
+                                             : 0;
+    if (length == 0) return false;
+    // Overlong forms, surrogates and what lies beyond the last code point show in the second byte.
+    if ((lead == 0xE0 && next < 0xA0) || (lead == 0xED && next > 0x9F) || (lead == 0xF0 && next < 0x90) ||
+        (lead == 0xF4 && next > 0x8F)) {
+      return false;
+    }
+    for (std::size_t at = i + 1; at < i + length; ++at) {
+      if ((byte(at) & 0xC0) != 0x80) return false;
+    }
+    i += length;
+  }
+  return true;
+}
+
+/// What stands before the verb. Answers where the verb is; nothing: there is no more to read.
+Result<std::optional<std::size_t>> read_leading_options(const std::vector<std::string>& arguments,
+                                                        Command& command) {
+  std::size_t at = 0;
+  for (; at < arguments.size() && arguments[at].starts_with("-"); ++at) {
+    const std::string& word = arguments[at];
+    if (word == "--json") {
+      command.json = true;
+    } else if (word == "--help" || word == "-h") {
+      command.verb = Verb::help;
+      return std::nullopt;
+    } else if (word == "--version") {
+      command.verb = Verb::version;
+      return std::nullopt;
+    } else if (word == "--socket" && at + 1 < arguments.size()) {
+      command.socket_path = arguments[++at];
+    } else if (word == "--socket") {
+      return fail(usage("--socket", "", "a path is missing"));
+    } else if (word.starts_with("--socket=")) {
+      command.socket_path = word.substr(9);
+    } else {
+      const std::string near = nearest(word, {"--json", "--help", "--version", "--socket"});
+      return fail(usage("ferryctl", word,
+                        near.empty()
+                            ? "there is no such option before the verb; see `ferryctl --help`"
+                            : "there is no such option before the verb; did you mean " + near + "?"));
+    }
+  }
+  if (at == arguments.size())
+    return fail(usage("ferryctl", "", "a verb is missing; `ferryctl --help` lists them"));
+  return at;
+}
+
 }  // namespace
 
 std::string absolute_path(const std::string& path) {
-  if (path.starts_with("/") || path.find("://") != std::string::npos || path.starts_with("qemu:"))
-    return path;
+  if (path.starts_with("/") || is_uri(path)) return path;
   char directory[4096];
   if (::getcwd(directory, sizeof directory) == nullptr) return path;
   return (std::string(directory) == "/" ? "" : directory) + ("/" + path);
+}
+
+std::string verb_advice(const std::string& word) {
+  std::vector<std::string> names;
+  for (const auto& info : verb_infos()) names.emplace_back(info.name);
+  const std::string near = nearest(word, names);
+  return near.empty() ? "`ferryctl --help` lists the verbs" : "did you mean `ferryctl " + near + "`?";
 }
 
 Result<Command> parse_command(const std::vector<std::string>& arguments) {
@@ -266,33 +339,20 @@ Result<Command> parse_command(const std::vector<std::string>& arguments) {
   const char* from_environment = std::getenv("BLOCKFERRY_SOCKET");
   command.socket_path =
       from_environment != nullptr && *from_environment != '\0' ? from_environment : default_socket_path;
-  std::size_t at = 0;
-  for (; at < arguments.size() && arguments[at].starts_with("-"); ++at) {
-    const std::string& word = arguments[at];
-    if (word == "--json") {
-      command.json = true;
-    } else if (word == "--help" || word == "-h") {
-      return command;
-    } else if (word == "--version") {
-      command.verb = Verb::version;
-      return command;
-    } else if (word == "--socket" && at + 1 < arguments.size()) {
-      command.socket_path = arguments[++at];
-    } else if (word.starts_with("--socket=")) {
-      command.socket_path = word.substr(9);
-    } else {
-      return fail(usage(word, "it is not an option of ferryctl itself; see `ferryctl --help`"));
-    }
+  for (const auto& word : arguments) {
+    if (!is_utf8(word)) return fail(usage("ferryctl", "", "an argument is not UTF-8, as names must be here"));
   }
-  if (at == arguments.size())
-    return fail(usage("ferryctl", "a verb is missing; `ferryctl --help` lists them"));
+  const auto at = read_leading_options(arguments, command);
+  if (!at) return fail(at.error());
+  if (!*at) return command;
   const auto& infos = verb_infos();
-  const auto info =
-      std::find_if(infos.begin(), infos.end(), [&](const auto& item) { return arguments[at] == item.name; });
-  if (info == infos.end())
-    return fail(usage(arguments[at], "there is no such verb; " + nearest_verb(arguments[at])));
+  const auto info = std::find_if(infos.begin(), infos.end(),
+                                 [&](const auto& item) { return arguments[**at] == item.name; });
+  if (info == infos.end()) {
+    return fail(usage("ferryctl", arguments[**at], "there is no such verb; " + verb_advice(arguments[**at])));
+  }
   command.verb = info->verb;
-  if (auto done = read_options({arguments.begin() + std::ptrdiff_t(at) + 1, arguments.end()}, command);
+  if (auto done = read_options({arguments.begin() + std::ptrdiff_t(**at) + 1, arguments.end()}, command);
       !done) {
     return fail(done.error());
   }
@@ -321,11 +381,14 @@ std::string help_text() {
           "  ferryctl clone /dev/sdb /srv/sdb.img     back up into a sparse file\n"
           "  ferryctl clone --mode incremental /dev/sdb /srv/sdb.img\n"
           "                                           later: only what differs\n\n"
-          "`ferryctl VERB --help` tells more. Sizes take K, M, G, T (powers of 1024); times take ms, s, m, "
-          "h.\n"
-          "Exit status: 0 done; 1 the run failed or was cancelled; 2 usage; 3 ferryd cannot be reached or "
-          "refused the\n"
-          "caller; 4 preflight refused.\n";
+          "RUN is a run's id or name. Sizes take K, M, G, T (powers of 1024); times take ms, s, m, h.\n"
+          "--socket (or $BLOCKFERRY_SOCKET) names ferryd's control socket; --json prints JSON, and errors "
+          "too.\n"
+          "`ferryctl VERB --help` tells a verb's options.\n\n"
+          "Exit status: 0 done; 1 the run failed, was cancelled or rolled back; 2 usage, or no such run; "
+          "3 ferryd\n"
+          "cannot be reached or refused the caller; 4 preflight refused; 130 left by Ctrl-C, and the run "
+          "goes on.\n";
   return text.str();
 }
 

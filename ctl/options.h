@@ -47,7 +47,9 @@ struct Command {
   bool rehearse = false;
 };
 
-/// For people who look for a verb.
+struct Session;  ///< verbs.cc
+
+/// A row of the table of verbs.
 struct VerbInfo {
   Verb verb;
   const char* name;
@@ -55,12 +57,16 @@ struct VerbInfo {
   const char* summary;
   const char* examples;  ///< whole lines
   std::size_t words_min, words_max;
+  int (*run)(const Session&);  ///< answers the exit status
 };
 const std::vector<VerbInfo>& verb_infos();
 const VerbInfo& info_of(Verb verb);
 
 /// invalid_argument with one line that names what is wrong and the nearest that would be right.
 Result<Command> parse_command(const std::vector<std::string>& arguments);
+
+/// "; did you mean `ferryctl list`?" or where the verbs are listed.
+std::string verb_advice(const std::string& word);
 
 /// `ferryctl --help` and `ferryctl VERB --help`.
 std::string help_text();

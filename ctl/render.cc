@@ -10,6 +10,7 @@
 
 #include "blockio/base/units.h"
 #include "ctl/progress.h"
+#include "ctl/text.h"
 
 namespace blockferry {
 
@@ -37,26 +38,14 @@ std::string table(const std::vector<Row>& rows) {
   return text;
 }
 
-std::string percent(const json& run) {
-  char text[16];
-  std::snprintf(text, sizeof text, "%.1f%%", number_of(run, "progress") * 100);
-  return text;
-}
-
 std::string rate(const json& run) {
-  const double value = number_of(run, "throughput_bytes_per_second");
-  return value > 0 ? format_size(std::uint64_t(value)) + "/s" : "";
+  return number_of(run, "throughput_bytes_per_second") > 0
+             ? size_text(run, "throughput_bytes_per_second") + "/s"
+             : "";
 }
 
 std::string eta(const json& run) {
-  const auto at = run.find("eta_seconds");
-  return at != run.end() && at->is_number() && at->get<double>() > 0 ? eta_text(at->get<double>()) : "";
-}
-
-std::string joined(const json& list) {
-  std::string text;
-  for (const auto& item : list) text += (text.empty() ? "" : ", ") + item.get<std::string>();
-  return text;
+  return number_of(run, "eta_seconds") > 0 ? eta_text(number_of(run, "eta_seconds")) : "";
 }
 
 std::string time_text(double seconds) {
@@ -72,31 +61,29 @@ std::string time_text(double seconds) {
 
 std::string targets_of(const json& run) {
   std::string text;
-  for (const auto& target : run.value("targets", json::array()))
+  for (const auto& target : list_of(run, "targets"))
     text += (text.empty() ? "" : " ") + text_of(target, "uri");
   return text;
 }
 
 std::string source_of(const json& run) {
-  const auto at = run.find("source");
-  return at != run.end() && at->is_object() ? text_of(*at, "uri") : "";
+  return text_of(object_of(run, "source"), "uri");
 }
 
 void add_passes(const json& run, std::string& text) {
-  const json passes = run.value("passes", json::array());
+  const json& passes = list_of(run, "passes");
   if (passes.empty()) return;
   std::vector<Row> rows{{"  pass", "kind", "granules", "bytes", "time"}};
   for (std::size_t i = 0; i < passes.size(); ++i) {
     rows.push_back({"  " + std::to_string(i + 1), text_of(passes[i], "kind"),
-                    std::to_string(std::uint64_t(number_of(passes[i], "granules"))),
-                    format_size(std::uint64_t(number_of(passes[i], "bytes"))),
+                    std::to_string(count_of(passes[i], "granules")), size_text(passes[i], "bytes"),
                     format_duration(number_of(passes[i], "seconds"))});
   }
   text += table(rows);
 }
 
 void add_findings(const json& report, const char* member, const char* title, std::string& text) {
-  const json findings = report.value(member, json::array());
+  const json& findings = list_of(report, member);
   if (findings.empty()) return;
   text += std::string(title) + "\n";
   for (const auto& finding : findings) {
@@ -113,14 +100,14 @@ std::string volume_line(const json& volume) {
           (kind == "block" ? std::string("block device, ")
            : kind.empty()  ? std::string()
                            : kind + ", ") +
-          format_size(std::uint64_t(number_of(volume, "bytes")));
+          size_text(volume, "bytes");
   if (number_of(volume, "logical_block_bytes") > 0) {
-    text += ", sectors of " + std::to_string(int(number_of(volume, "logical_block_bytes")));
+    text += ", sectors of " + std::to_string(count_of(volume, "logical_block_bytes"));
   }
   if (const auto content = text_of(volume, "content"); !content.empty()) text += ", holds " + content;
-  if (const auto mounts = joined(volume.value("mounts", json::array())); !mounts.empty())
+  if (const auto mounts = joined(list_of(volume, "mounts")); !mounts.empty())
     text += ", mounted on " + mounts;
-  if (const auto holders = joined(volume.value("holders", json::array())); !holders.empty())
+  if (const auto holders = joined(list_of(volume, "holders")); !holders.empty())
     text += ", held by " + holders;
   return text;
 }
@@ -133,8 +120,8 @@ std::string render_list(const json& runs) {
   for (const auto& run : runs) {
     const std::string state = text_of(run, "state");
     const bool running = state == "copying" || state == "verifying";
-    rows.push_back({text_of(run, "id"), text_of(run, "name"), state, percent(run), running ? rate(run) : "",
-                    running ? eta(run) : "", source_of(run), targets_of(run)});
+    rows.push_back({text_of(run, "id"), text_of(run, "name"), state, percent_text(run),
+                    running ? rate(run) : "", running ? eta(run) : "", source_of(run), targets_of(run)});
   }
   return table(rows);
 }
@@ -147,33 +134,31 @@ std::string render_run(const json& run) {
   add("run", text_of(run, "id") + (text_of(run, "name").empty() ? "" : " (" + text_of(run, "name") + ")"));
   add("state",
       text_of(run, "state") + (text_of(run, "activity").empty() ? "" : ", " + text_of(run, "activity")));
-  add("source", source_of(run) + ", " + format_size(std::uint64_t(number_of(run, "bytes_total"))));
-  for (const auto& target : run.value("targets", json::array())) {
-    const auto error = target.find("error");
-    const bool failed = error != target.end() && error->is_object();
-    add("target", text_of(target, "uri") + (failed ? ", failed: " + text_of(*error, "message") : ""));
+  add("source", source_of(run) + ", " + size_text(run, "bytes_total"));
+  for (const auto& target : list_of(run, "targets")) {
+    const json& error = object_of(target, "error");
+    add("target", text_of(target, "uri") + (error.empty() ? "" : ", failed: " + text_of(error, "message")));
   }
   add("mode", text_of(run, "mode") + ", tracker " + text_of(run, "tracker"));
-  add("done", percent(run) + ", " + format_size(std::uint64_t(number_of(run, "bytes_copied"))) + " copied, " +
-                  format_size(std::uint64_t(number_of(run, "bytes_zeroed"))) + " of it zeroes");
+  add("done", percent_text(run) + ", " + size_text(run, "bytes_copied") + " copied, " +
+                  size_text(run, "bytes_zeroed") + " of it zeroes");
   add("rate", rate(run));
   add("time left", eta(run));
-  const json verify = run.value("verify", json::object());
-  if (verify.is_object() && verify.contains("granules") && verify["granules"].is_number()) {
-    add("verified", std::to_string(std::uint64_t(number_of(verify, "granules"))) + " granules, " +
-                        std::to_string(std::uint64_t(number_of(verify, "mismatches"))) + " mismatches");
+  const json& verify = object_of(run, "verify");
+  if (has_number(verify, "granules")) {
+    add("verified", std::to_string(count_of(verify, "granules")) + " granules, " +
+                        std::to_string(count_of(verify, "mismatches")) + " mismatches");
   }
-  add("granule", format_size(std::uint64_t(number_of(run, "granule_bytes"))));
+  add("granule", size_text(run, "granule_bytes"));
   add("I/O", text_of(run, "io_engine"));
-  add("restarts", std::to_string(std::uint64_t(number_of(run, "restarts"))));
+  add("restarts", std::to_string(count_of(run, "restarts")));
   add("created", time_text(number_of(run, "created_at")));
   add("ended", time_text(number_of(run, "ended_at")));
   add("warning", text_of(run, "warning"));
-  if (const auto error = run.find("error"); error != run.end() && error->is_object())
-    add("error", text_of(*error, "message"));
-  for (const auto& bad : run.value("bad_ranges", json::array())) {
-    add("unreadable", std::to_string(std::uint64_t(number_of(bad, "offset"))) + " +" +
-                          std::to_string(std::uint64_t(number_of(bad, "bytes"))) + " bytes");
+  add("error", text_of(object_of(run, "error"), "message"));
+  for (const auto& bad : list_of(run, "bad_ranges")) {
+    add("unreadable",
+        std::to_string(count_of(bad, "offset")) + " +" + std::to_string(count_of(bad, "bytes")) + " bytes");
   }
   std::string text = table(rows);
   add_passes(run, text);
@@ -183,22 +168,21 @@ std::string render_run(const json& run) {
 std::string render_devices(const json& devices) {
   std::vector<Row> rows{{"DEVICE", "SIZE", "SECTOR", "CONTENT", "IN USE", "TRACKER", "IDENTITY"}};
   for (const auto& device : devices) {
-    std::string use = joined(device.value("mounts", json::array()));
-    if (const auto holders = joined(device.value("holders", json::array())); !holders.empty()) {
+    std::string use = joined(list_of(device, "mounts"));
+    if (const auto holders = joined(list_of(device, "holders")); !holders.empty()) {
       use += (use.empty() ? "" : ", ") + holders;
     }
     const std::string tracker = text_of(device, "tracker");
-    rows.push_back({text_of(device, "path"), format_size(std::uint64_t(number_of(device, "bytes"))),
-                    std::to_string(int(number_of(device, "logical_block_bytes"))), text_of(device, "content"),
-                    use, tracker.empty() ? "none" : tracker, text_of(device, "identity")});
+    rows.push_back({text_of(device, "path"), size_text(device, "bytes"),
+                    std::to_string(count_of(device, "logical_block_bytes")), text_of(device, "content"), use,
+                    tracker.empty() ? "none" : tracker, text_of(device, "identity")});
   }
   return table(rows);
 }
 
 std::string render_check(const json& report) {
-  std::string text = "source  " + volume_line(report.value("source", json::object())) + "\n";
-  for (const auto& target : report.value("targets", json::array()))
-    text += "target  " + volume_line(target) + "\n";
+  std::string text = "source  " + volume_line(object_of(report, "source")) + "\n";
+  for (const auto& target : list_of(report, "targets")) text += "target  " + volume_line(target) + "\n";
   text += "mode    " + text_of(report, "mode") + ", tracker " + text_of(report, "tracker") + "\n";
   add_findings(report, "refusals", "what stands against it:", text);
   add_findings(report, "warnings", "to be aware of:", text);

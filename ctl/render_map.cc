@@ -5,8 +5,8 @@
 #include <nlohmann/json.hpp>
 
 #include "blockio/base/units.h"
-#include "ctl/progress.h"
 #include "ctl/render.h"
+#include "ctl/text.h"
 
 namespace blockferry {
 
@@ -38,6 +38,11 @@ std::string cell_text(const json& cell, bool colour) {
   return " ";
 }
 
+/// One column is left free: a terminal may wrap when its last one is filled.
+std::size_t columns_of_map(const MapStyle& style) {
+  return std::max<std::size_t>(style.columns, 2) - 1;
+}
+
 std::string legend(const json& cells, bool colour) {
   double total = 0;
   for (const auto& cell : cells) {
@@ -61,15 +66,14 @@ std::string legend(const json& cells, bool colour) {
 }  // namespace
 
 std::size_t map_cells(const MapStyle& style) {
-  return std::max<std::size_t>(1, (style.columns - 1) * style.rows);
+  return columns_of_map(style) * std::max<std::size_t>(style.rows, 1);
 }
 
 std::string render_map(const json& map, const MapStyle& style) {
-  const json cells = map.value("cells", json::array());
-  const std::size_t columns = style.columns - 1;
-  std::string text = "run " + text_of(map, "id") + ", " +
-                     format_size(std::uint64_t(number_of(map, "bytes_total"))) + ", granules of " +
-                     format_size(std::uint64_t(number_of(map, "granule_bytes"))) + "\n";
+  const json& cells = list_of(map, "cells");
+  const std::size_t columns = columns_of_map(style);
+  std::string text = "run " + text_of(map, "id") + ", " + size_text(map, "bytes_total") + ", granules of " +
+                     size_text(map, "granule_bytes") + "\n";
   if (cells.empty()) return text + "nothing is known of its granules yet\n";
   for (std::size_t i = 0; i < cells.size(); ++i) {
     text += cell_text(cells[i], style.colour);

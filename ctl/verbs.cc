@@ -3,25 +3,34 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <exception>
 
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include "blockio/base/check.h"
+#include "blockio/base/clock.h"
+#include "blockio/base/units.h"
 #include "ctl/client.h"
-#include "ctl/follow.h"
+#include "ctl/interrupt.h"
+#include "ctl/nearest.h"
 #include "ctl/progress.h"
 #include "ctl/render.h"
+#include "ctl/terminal.h"
+#include "ctl/text.h"
 
 namespace blockferry {
+
+struct Session {
+  Client& client;
+  const Command& command;
+  const FollowPatience& patience;
+};
 
 namespace {
 
 using nlohmann::json;
 
-constexpr int interrupted_status = 130;
 constexpr std::size_t any = SIZE_MAX;
 
 void print(const std::string& text) {
@@ -35,140 +44,213 @@ std::string run_path(const std::string& run, const char* verb = nullptr) {
   return "/runs/" + percent_encode(run) + (verb != nullptr ? std::string("/") + verb : "");
 }
 
-/// How a run that ended is told of, and what it means for the exit status.
-int report_end(const json& run, bool as_json) {
+// Errors.
+
+/// The error of a request about a run; where there is no such run, with the nearest one there is.
+int report_run_error(const Session& session, Error error) {
+  if (error.code == ErrorCode::not_found) {
+    std::vector<std::string> names;
+    if (const auto runs = session.client.get("/runs"); runs && runs->is_array()) {
+      for (const auto& run : *runs) {
+        names.push_back(text_of(run, "id"));
+        names.push_back(text_of(run, "name"));
+      }
+    }
+    if (const std::string near = nearest(session.command.words[0], names); !near.empty())
+      error.hint += (error.hint.empty() ? "did you mean " : "; did you mean ") + near + "?";
+  }
+  return report_error(error, session.command.json);
+}
+
+/// Why a run that ended did not complete.
+Error end_error(const json& run) {
   const std::string state = text_of(run, "state"), id = text_of(run, "id");
-  if (as_json) print_json(run);
-  if (state == "completed") {
-    if (!as_json) print(summary_line(run) + "\n");
-    return 0;
-  }
-  Error error;
-  const auto told = run.find("error");
-  if (told != run.end() && told->is_object()) {
-    error = error_from_json(json{{"error", *told}});
-  } else {
-    error = make_error(ErrorCode::conflict, "run " + id, "", state);
-  }
+  const std::string resume = "`ferryctl resume " + id + "` goes on";
+  const json& told = object_of(run, "error");
   if (state == "failed") {
-    error.hint += (error.hint.empty() ? "" : "; ") + std::string("`ferryctl resume ") + id +
-                  "` goes on once the cause is gone";
+    Error error = told.empty() ? make_error(ErrorCode::internal, "run", id, "failed") : error_from_json(told);
+    error.hint += (error.hint.empty() ? "" : "; ") + resume + " once the cause is gone";
+    return error;
   }
-  report_error(error, as_json);
+  if (!told.empty()) return error_from_json(told);
+  const std::string end = state == "cancelled" ? "it was cancelled; " + resume : "it is " + state;
+  return make_error(ErrorCode::conflict, "run", id, end);
+}
+
+/// Of a run that ended, and was printed if it had to be. The exit status is 0 or 1, whatever the error.
+int report_end(const json& run, bool as_json) {
+  if (text_of(run, "state") == "completed") return 0;
+  report_error(end_error(run), as_json);
   return 1;
 }
 
-/// Follows a run that was just begun or asked for.
-int follow_to_end(Client& client, const Command& command, const json& begun) {
-  const std::string id = text_of(begun, "id");
-  if (command.detach) {
-    command.json ? print_json(begun) : print(id + "\n");
-    return 0;
-  }
-  auto end = follow_run(client, id, command.json ? FollowOutput::silent : FollowOutput::progress);
-  if (!end) return report_error(end.error(), command.json);
-  if (end->detached) {
+// Runs that are followed.
+
+int report_detached(const json& run, bool as_json) {
+  const std::string id = text_of(run, "id");
+  if (as_json) {
+    print_json(run);
+  } else {
     std::fprintf(stderr,
                  "detached; run %s goes on: `ferryctl watch %s` shows it, `ferryctl cancel %s` ends it\n",
                  id.c_str(), id.c_str(), id.c_str());
-    return interrupted_status;
   }
-  return report_end(end->run, command.json);
+  return interrupted_status;
 }
 
-int do_clone(Client& client, const Command& command) {
-  auto begun = client.request("POST", "/runs", to_json(command.request));
-  if (!begun) return report_error(begun.error(), command.json);
-  return follow_to_end(client, command, *begun);
+/// A run that was just begun by `request`, to its end. Under a guard of the caller's.
+int follow_to_end(const Session& session, json run) {
+  const Command& command = session.command;
+  if (command.detach) {
+    command.json ? print_json(run) : print(text_of(run, "id") + "\n");
+    return 0;
+  }
+  const Nanoseconds begun = system_clock().now();
+  const auto output = command.json ? FollowOutput::silent : FollowOutput::progress;
+  const auto end = follow_run(session.client, run, output, session.patience);
+  if (!end) return report_error(end.error(), command.json);
+  if (*end == FollowEnd::detached) return report_detached(run, command.json);
+  if (command.json) {
+    print_json(run);
+  } else if (text_of(run, "state") == "completed") {
+    const double seconds = std::chrono::duration<double>(system_clock().now() - begun).count();
+    print((command.verb == Verb::verify ? verify_summary_line(run, seconds) : summary_line(run)) + "\n");
+  }
+  return report_end(run, command.json);
 }
 
-int do_check(Client& client, const Command& command) {
-  auto report = client.request("POST", "/check", to_json(command.request));
-  if (!report) return report_error(report.error(), command.json);
-  command.json ? print_json(*report) : print(render_check(*report));
-  return report->value("ok", false) ? 0 : 4;
+int do_clone(const Session& session) {
+  // From here on, for Ctrl-C must not leave the user in doubt whether a run was begun.
+  const InterruptGuard guard;
+  auto begun = session.client.request("POST", "/runs", to_json(session.command.request));
+  if (begun) return follow_to_end(session, std::move(*begun));
+  const int status = report_error(begun.error(), session.command.json);
+  return interrupted() ? interrupted_status : status;
 }
 
-int show_answer(const Result<json>& answer, const Command& command, std::string (*render)(const json&)) {
-  if (!answer) return report_error(answer.error(), command.json);
-  command.json ? print_json(*answer) : print(render(*answer));
+/// sync and verify: the run goes on, and is followed.
+int do_run_again(const Session& session) {
+  const Command& command = session.command;
+  const InterruptGuard guard;
+  auto begun =
+      session.client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr);
+  if (begun) return follow_to_end(session, std::move(*begun));
+  const int status = report_run_error(session, begun.error());
+  return interrupted() ? interrupted_status : status;
+}
+
+int do_watch(const Session& session) {
+  const Command& command = session.command;
+  const InterruptGuard guard;
+  auto run = session.client.get(run_path(command.words[0]));
+  if (!run) return report_run_error(session, run.error());
+  const auto output = command.json ? FollowOutput::lines : FollowOutput::progress;
+  const auto end = follow_run(session.client, *run, output, session.patience);
+  if (!end) return report_error(end.error(), command.json);
+  if (*end == FollowEnd::detached) return command.json ? interrupted_status : report_detached(*run, false);
+  if (!command.json && text_of(*run, "state") == "completed") print(summary_line(*run) + "\n");
+  return report_end(*run, command.json);
+}
+
+// Verbs that are answered at once.
+
+int print_answer(const Session& session, const Result<json>& answer, std::string (*render)(const json&)) {
+  if (!answer) return report_run_error(session, answer.error());
+  session.command.json ? print_json(*answer) : print(render(*answer));
   return 0;
 }
 
-std::string short_line(const json& run) {
+std::string state_line(const json& run) {
   return "run " + text_of(run, "id") + " is " + text_of(run, "state") + "\n";
 }
 std::string forgotten_line(const json& run) {
   return "run " + text_of(run, "id") + " is forgotten\n";
 }
-
-int do_list(Client& client, const Command& command) {
-  return show_answer(client.get("/runs"), command, render_list);
-}
-int do_devices(Client& client, const Command& command) {
-  return show_answer(client.get("/devices"), command, render_devices);
-}
-int do_show(Client& client, const Command& command) {
-  return show_answer(client.get(run_path(command.words[0])), command, render_run);
+std::string changed_line(const json& run) {
+  const std::string rate = count_of(run, "rate_bytes_per_second") > 0
+                               ? "at most " + size_text(run, "rate_bytes_per_second") + "/s"
+                               : "no limit";
+  return "run " + text_of(run, "id") + " is " + text_of(run, "state") + ", rate: " + rate + "\n";
 }
 
-int do_watch(Client& client, const Command& command) {
-  auto end =
-      follow_run(client, command.words[0], command.json ? FollowOutput::lines : FollowOutput::progress);
-  if (!end) return report_error(end.error(), command.json);
-  if (end->detached) return interrupted_status;
-  if (!command.json) return report_end(end->run, false);
-  return text_of(end->run, "state") == "completed" ? 0 : 1;
+int do_check(const Session& session) {
+  auto report = session.client.request("POST", "/check", to_json(session.command.request));
+  if (!report) return report_error(report.error(), session.command.json);
+  session.command.json ? print_json(*report) : print(render_check(*report));
+  return report->value("ok", false) ? 0 : 4;
 }
 
-int do_map(Client& client, const Command& command) {
+int do_list(const Session& session) {
+  const auto runs = session.client.get("/runs");
+  if (!runs) return report_error(runs.error(), session.command.json);
+  return print_answer(session, runs, render_list);
+}
+
+int do_devices(const Session& session) {
+  const auto devices = session.client.get("/devices");
+  if (!devices) return report_error(devices.error(), session.command.json);
+  return print_answer(session, devices, render_devices);
+}
+
+int do_show(const Session& session) {
+  return print_answer(session, session.client.get(run_path(session.command.words[0])), render_run);
+}
+
+int do_map(const Session& session) {
+  const Command& command = session.command;
+  constexpr std::size_t columns_max = 200, rows_max = 24, rows_beside = 4;  // title, legend, prompt
   MapStyle style;
-  const char* terminal = std::getenv("TERM");
-  const bool dumb = terminal == nullptr || std::strcmp(terminal, "dumb") == 0;
-  style.columns = std::min<std::size_t>(terminal_columns(STDOUT_FILENO), 200);
-  style.colour = ::isatty(STDOUT_FILENO) == 1 && std::getenv("NO_COLOR") == nullptr && !dumb;
-  auto map = client.get(run_path(command.words[0], "map") + "?cells=" + std::to_string(map_cells(style)));
-  if (!map) return report_error(map.error(), command.json);
+  style.columns = std::min(terminal_columns(STDOUT_FILENO), columns_max);
+  const std::size_t rows = terminal_rows(STDOUT_FILENO);
+  style.rows = std::clamp<std::size_t>(rows > rows_beside ? rows - rows_beside : 1, 1, rows_max);
+  style.colour = wants_colour(STDOUT_FILENO) && speaks_utf8();
+  const std::string path = run_path(command.words[0], "map");
+  // JSON is not for this terminal: as many cells as ferryd likes.
+  auto map = session.client.get(command.json ? path : path + "?cells=" + std::to_string(map_cells(style)));
+  if (!map) return report_run_error(session, map.error());
   command.json ? print_json(*map) : print(render_map(*map, style));
   return 0;
 }
 
-/// The verbs that are a word on a run: they answer at once.
-int do_run_verb(Client& client, const Command& command) {
-  return show_answer(
-      client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr), command,
-      short_line);
+int do_run_verb(const Session& session) {
+  const Command& command = session.command;
+  if (command.rehearse) {
+    // Never sent as a cutover, which would be one.
+    const auto run = session.client.get(run_path(command.words[0]));
+    if (!run) return report_run_error(session, run.error());
+    return report_error(make_error(ErrorCode::conflict, "rehearse the cutover of run", text_of(*run, "id"),
+                                   "its source is not live, so there is nothing to hand over"),
+                        command.json);
+  }
+  const std::string path = run_path(command.words[0], info_of(command.verb).name);
+  return print_answer(session, session.client.request("POST", path, nullptr), state_line);
 }
 
-/// sync and verify: the run goes on, and is followed.
-int do_run_again(Client& client, const Command& command) {
-  auto begun = client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr);
-  if (!begun) return report_error(begun.error(), command.json);
-  return follow_to_end(client, command, *begun);
+int do_forget(const Session& session) {
+  const std::string path = run_path(session.command.words[0]);
+  return print_answer(session, session.client.request("DELETE", path, nullptr), forgotten_line);
 }
 
-int do_forget(Client& client, const Command& command) {
-  return show_answer(client.request("DELETE", run_path(command.words[0]), nullptr), command, forgotten_line);
+int do_set(const Session& session) {
+  const std::string path = run_path(session.command.words[0]);
+  return print_answer(session, session.client.request("PATCH", path, to_json(session.command.change)),
+                      changed_line);
 }
 
-int do_set(Client& client, const Command& command) {
-  return show_answer(client.request("PATCH", run_path(command.words[0]), to_json(command.change)), command,
-                     short_line);
-}
-
-int do_version(Client& client, const Command& command) {
-  auto server = client.get("/version");
-  const std::string theirs = server ? text_of(*server, "version") : "";
-  if (command.json) {
-    print_json({{"ferryctl", BLOCKFERRY_VERSION}, {"ferryd", server ? json(theirs) : json(nullptr)}});
+int do_version(const Session& session) {
+  const auto server = session.client.get("/version");
+  const std::string ours = blockferry_version(), theirs = server ? text_of(*server, "version") : "";
+  if (session.command.json) {
+    print_json({{"ferryctl", ours}, {"ferryd", server ? json(theirs) : json(nullptr)}});
   } else {
-    print("ferryctl " BLOCKFERRY_VERSION "\nferryd " + (server ? theirs : std::string("cannot be reached")) +
+    print("ferryctl " + ours + "\nferryd " + (server ? theirs : "unknown: " + server.error().message()) +
           "\n");
   }
   return 0;
 }
 
-int do_help(Client&, const Command& command) {
+int do_help(const Session& session) {
+  const Command& command = session.command;
   if (command.words.empty()) {
     print(help_text());
     return 0;
@@ -178,50 +260,18 @@ int do_help(Client&, const Command& command) {
     print(help_text(info.verb));
     return 0;
   }
-  return report_error(
-      make_error(ErrorCode::invalid_argument, "explain", command.words[0], "there is no such verb"),
-      command.json);
+  return report_error(make_error(ErrorCode::invalid_argument, "help", command.words[0],
+                                 "there is no such verb; " + verb_advice(command.words[0])),
+                      command.json);
 }
 
-using Action = int (*)(Client&, const Command&);
-
-Action action_of(Verb verb) {
-  switch (verb) {
-    case Verb::clone:
-    case Verb::migrate:
-      return do_clone;
-    case Verb::check:
-      return do_check;
-    case Verb::list:
-      return do_list;
-    case Verb::show:
-      return do_show;
-    case Verb::watch:
-      return do_watch;
-    case Verb::map:
-      return do_map;
-    case Verb::pause:
-    case Verb::resume:
-    case Verb::cancel:
-    case Verb::cutover:
-    case Verb::rollback:
-    case Verb::commit:
-      return do_run_verb;
-    case Verb::sync:
-    case Verb::verify:
-      return do_run_again;
-    case Verb::forget:
-      return do_forget;
-    case Verb::set:
-      return do_set;
-    case Verb::devices:
-      return do_devices;
-    case Verb::version:
-      return do_version;
-    case Verb::help:
-      return do_help;
+int run_command(const Command& command, const FollowPatience& patience) {
+  if (command.help) {
+    print(help_text(command.verb));
+    return 0;
   }
-  return do_help;
+  Client client(command.socket_path);
+  return info_of(command.verb).run({client, command, patience});
 }
 
 }  // namespace
@@ -233,40 +283,45 @@ const std::vector<VerbInfo>& verb_infos() {
        "  ferryctl clone /dev/sdb /dev/sdc\n"
        "  ferryctl clone --rate 200M --name nightly /dev/sdb /srv/sdb.img\n"
        "  ferryctl clone --mode incremental /dev/sdb /srv/sdb.img\n",
-       2, any},
-      {Verb::migrate, "migrate", "SRC DST", "the same, and hand the volume over",
-       "  ferryctl migrate /dev/vg/old /dev/sdc\n", 2, 2},
+       2, any, do_clone},
+      {Verb::migrate, "migrate", "SRC DST", "the same, and hand the volume over (live sources)",
+       "  ferryctl migrate /dev/vg/old /dev/sdc\n"
+       "  ferryctl migrate --cutover manual /dev/vg/old /dev/sdc\n",
+       2, 2, do_clone},
       {Verb::check, "check", "SRC DST [DST…]", "preflight alone: what would happen, what stands against it",
        "  ferryctl check /dev/sdb /dev/sdc\n  ferryctl check --mode incremental /dev/sdb /srv/sdb.img\n", 2,
-       any},
-      {Verb::list, "list", "", "all runs", "  ferryctl list\n  ferryctl list --json | jq '.[].id'\n", 0, 0},
-      {Verb::show, "show", "RUN", "all that is known of a run", "  ferryctl show nightly\n", 1, 1},
+       any, do_check},
+      {Verb::list, "list", "", "all runs", "  ferryctl list\n  ferryctl list --json | jq '.[].id'\n", 0, 0,
+       do_list},
+      {Verb::show, "show", "RUN", "all that is known of a run",
+       "  ferryctl show nightly\n  ferryctl show --json nightly | jq .verify\n", 1, 1, do_show},
       {Verb::watch, "watch", "RUN", "live progress until the run ends",
-       "  ferryctl watch nightly\n  ferryctl watch --json nightly\n", 1, 1},
+       "  ferryctl watch nightly\n  ferryctl watch --json nightly\n", 1, 1, do_watch},
       {Verb::map, "map", "RUN", "a picture of the volume: synced, dirty, zero, bad",
-       "  ferryctl map nightly\n", 1, 1},
+       "  ferryctl map nightly\n", 1, 1, do_map},
       {Verb::pause, "pause", "RUN", "stop reading and writing until `resume`", "  ferryctl pause nightly\n",
-       1, 1},
+       1, 1, do_run_verb},
       {Verb::resume, "resume", "RUN", "go on with a paused, failed or cancelled run",
-       "  ferryctl resume nightly\n", 1, 1},
+       "  ferryctl resume nightly\n", 1, 1, do_run_verb},
       {Verb::cancel, "cancel", "RUN", "end a run; what it copied stays on the target",
-       "  ferryctl cancel nightly\n", 1, 1},
+       "  ferryctl cancel nightly\n", 1, 1, do_run_verb},
       {Verb::forget, "forget", "RUN", "remove an ended run and its state", "  ferryctl forget nightly\n", 1,
-       1},
+       1, do_forget},
       {Verb::set, "set", "RUN --rate RATE", "change a run while it goes on",
-       "  ferryctl set nightly --rate 100M\n  ferryctl set nightly --rate none\n", 1, 1},
+       "  ferryctl set nightly --rate 100M\n  ferryctl set nightly --rate none\n", 1, 1, do_set},
       {Verb::sync, "sync", "RUN", "bring the target up to date: copy only what differs",
-       "  ferryctl sync nightly\n", 1, 1},
+       "  ferryctl sync nightly\n", 1, 1, do_run_again},
       {Verb::cutover, "cutover", "RUN", "hand over now (live sources)",
-       "  ferryctl cutover --rehearse nightly\n", 1, 1},
-      {Verb::rollback, "rollback", "RUN", "return to the old volume after a swap",
-       "  ferryctl rollback nightly\n", 1, 1},
-      {Verb::commit, "commit", "RUN", "settle a swap for good", "  ferryctl commit nightly\n", 1, 1},
+       "  ferryctl cutover nightly\n  ferryctl cutover --rehearse nightly\n", 1, 1, do_run_verb},
+      {Verb::rollback, "rollback", "RUN", "return to the old volume after a swap (live sources)",
+       "  ferryctl rollback nightly\n", 1, 1, do_run_verb},
+      {Verb::commit, "commit", "RUN", "settle a swap for good (live sources)", "  ferryctl commit nightly\n",
+       1, 1, do_run_verb},
       {Verb::verify, "verify", "RUN", "read the target back against the recorded checksums",
-       "  ferryctl verify nightly\n", 1, 1},
-      {Verb::devices, "devices", "", "what can be moved", "  ferryctl devices\n", 0, 0},
-      {Verb::version, "version", "", "of ferryctl and ferryd", "  ferryctl version\n", 0, 0},
-      {Verb::help, "help", "[VERB]", "this help, or a verb's", "  ferryctl help clone\n", 0, 1},
+       "  ferryctl verify nightly\n", 1, 1, do_run_again},
+      {Verb::devices, "devices", "", "what can be moved", "  ferryctl devices\n", 0, 0, do_devices},
+      {Verb::version, "version", "", "of ferryctl and ferryd", "  ferryctl version\n", 0, 0, do_version},
+      {Verb::help, "help", "[VERB]", "this help, or a verb's", "  ferryctl help clone\n", 0, 1, do_help},
   };
   return infos;
 }
@@ -281,9 +336,10 @@ const VerbInfo& info_of(Verb verb) {
 
 int report_error(const Error& error, bool as_json) {
   if (as_json) {
-    std::fprintf(stderr, "%s\n", error_to_json(error).dump().c_str());
+    const std::string text = error_to_json(error).dump(-1, ' ', false, json::error_handler_t::replace);
+    std::fprintf(stderr, "%s\n", text.c_str());
   } else {
-    std::fprintf(stderr, "ferryctl: %s\n", error.message().c_str());
+    std::fprintf(stderr, "ferryctl: %s\n", printable(error.message()).c_str());
   }
   switch (error.code) {
     case ErrorCode::refused:
@@ -298,13 +354,22 @@ int report_error(const Error& error, bool as_json) {
   }
 }
 
-int run_command(const Command& command) {
-  if (command.help) {
-    print(help_text(command.verb));
-    return 0;
+int run_ferryctl(const std::vector<std::string>& arguments, const FollowPatience& patience) {
+  // Also where the command line cannot be understood.
+  const bool json_asked = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
+  int status = 0;
+  try {
+    const auto command = parse_command(arguments);
+    status = command ? run_command(*command, patience) : report_error(command.error(), json_asked);
+  } catch (const std::exception& exception) {
+    // An answer of a shape that nobody promised.
+    status = report_error(make_error(ErrorCode::internal, "understand ferryd's answer", "", exception.what()),
+                          json_asked);
   }
-  Client client(command.socket_path);
-  return action_of(command.verb)(client, command);
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+  std::clearerr(stdout);
+  const int write_status = report_error(error_from_errno(errno, "write to", "standard output"), json_asked);
+  return status != 0 ? status : write_status;
 }
 
 }  // namespace blockferry
