@@ -2,7 +2,7 @@
 """check_skips.py PATTERNS RESULTS: fails where a test that may not be skipped was, or was not there at all.
 
 PATTERNS has a regular expression a line, for whole names of CTest tests. A test counts as skipped when CTest says so,
-when it never ran, or when pytest reports skips within it. Says nothing when all is well.
+when it never ran, or when pytest or GoogleTest report skips within it. Says nothing when all is well.
 """
 import re
 import sys
@@ -15,7 +15,8 @@ def skips(case):
     if case.get("status") != "fail" and (case.get("status") != "run" or case.find("skipped") is not None):
         reasons.append("skipped as a whole")
     output = case.findtext("system-out") or ""
-    reasons += re.findall(r"^SKIPPED \[\d+\] .*$", output, re.MULTILINE)
+    reasons += re.findall(r"^SKIPPED \[\d+\] .*$", output, re.MULTILINE)  # pytest
+    reasons += sorted(set(re.findall(r"^\[  SKIPPED \] \S+", output, re.MULTILINE)))  # GoogleTest
     return reasons
 
 

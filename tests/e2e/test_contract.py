@@ -197,8 +197,12 @@ def test_check_tells_and_touches_nothing(ferryd, volumes):
 
 
 def test_check_of_what_would_be_refused_exits_4(ferryd, volumes):
-    result = ferryd.ctl("check", volumes.file(2 * MiB), volumes.loop(MiB), expect=4)
+    pair = volumes.file(2 * MiB), volumes.loop(MiB)
+    result = ferryd.ctl("check", *pair, expect=4)
     assert "small" in (result.stdout + result.stderr)
+    report = ferryd.ctl("check", *pair, "--json", expect=4).json
+    assert report["ok"] is False
+    assert "small" in report["refusals"][0]["message"]
 
 
 def test_devices_lists_what_can_be_moved(ferryd, volumes):

@@ -135,13 +135,13 @@ def test_two_targets_are_fed_from_one_read(ferryd, volumes):
     device, file = volumes.loop(32 * MiB, sector=4096), volumes.path()
     before = source.bytes_read()
     run = ferryd.clone(source, device, file)
+    assert source.bytes_read() - before < 1.5 * 24 * MiB
     assert run["state"] == "completed"
     assert run["bytes_copied"] == run["bytes_total"] == 24 * MiB
     assert run["verify"]["mismatches"] == 0
     assert len(run["targets"]) == 2
     assert_same(source, device)
     assert_same(source, file)
-    assert source.bytes_read() - before < 2 * 24 * MiB
 
 
 def test_one_target_that_fails_lets_the_other_finish(ferryd, volumes):

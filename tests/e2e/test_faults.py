@@ -1,27 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that fail: one clear error each, nothing lost, and the run goes on once the cause is gone."""
+import errno
+import json
 import os
 
 import pytest
 
 from harness.compare import allocated, assert_same, fingerprint, read_range
 from harness.volumes import KiB, MiB, run as command
+from harness.waiting import TIME_SCALE, wait_until
 
 SIZE = 24 * MiB
 CUT = 16 * MiB
 
 
+class Cut:
+    """A source whose backing file loses its last third: what lies there cannot be read until it is mended."""
+
+    def __init__(self, volumes):
+        self.volumes = volumes
+        self.source = volumes.loop(SIZE, data=True)
+        self.tail = read_range(self.source.file, CUT, SIZE)
+
+    def cut(self):
+        os.truncate(self.source.file, CUT)
+
+    def mend(self):
+        os.truncate(self.source.file, SIZE)
+        self.volumes.write(self.source.file, CUT, self.tail)
+
+    def failed_run(self, ferryd, target):
+        """A run that came upon the cut; preflight would have noticed one that was there before."""
+        run = ferryd.start_clone(self.source, target, options=["--rate", "16M"])
+        ferryd.wait_for(run, lambda shown: shown["bytes_copied"] > MiB)
+        self.cut()
+        ferryd.ctl("set", run, "--rate", "0")
+        return ferryd.wait_end(run, "failed")
+
+
 @pytest.fixture
 def unreadable(volumes):
-    """A source whose last third cannot be read (its backing file was cut), and a way to mend it."""
-    source = volumes.loop(SIZE, data=True)
-    tail = read_range(source.file, CUT, SIZE)
-    os.truncate(source.file, CUT)
-
-    def mend():
-        os.truncate(source.file, SIZE)
-        volumes.write(source.file, CUT, tail)
-    return source, mend
+    return Cut(volumes)
 
 
 def failed(ferryd, shown):
@@ -29,57 +48,73 @@ def failed(ferryd, shown):
     assert shown["state"] == "failed"
     message = shown["error"]["message"]
     assert message and "\n" not in message
-    assert message in ferryd.stderr()
+    wait_until(lambda: message in ferryd.stderr(), what="the log of it")
     return shown["error"]
 
 
 def test_read_errors_fail_the_run_clearly(ferryd, volumes, unreadable):
-    source, _ = unreadable
-    error = failed(ferryd, ferryd.clone(source, volumes.path(), expect=1))
-    assert error["device"] == str(source)
+    error = failed(ferryd, unreadable.failed_run(ferryd, volumes.path()))
+    assert error["device"] == str(unreadable.source)
     assert error["offset"] >= CUT
     assert "Input/output error" in error["message"]
 
 
+def test_a_source_that_cannot_be_read_at_all_is_refused(ferryd, volumes, unreadable):
+    unreadable.cut()
+    target = volumes.path()
+    assert str(unreadable.source) in ferryd.ctl("clone", unreadable.source, target, expect=4).stderr
+    assert not target.exists()
+
+
+def test_a_waiting_client_exits_1_with_the_error(ferryd, volumes, unreadable):
+    waiting = ferryd.spawn_ctl("clone", unreadable.source, volumes.path(), "--rate", "16M", "--json")
+    run = ferryd.wait_for_first_run()
+    ferryd.wait_for(run, lambda shown: shown["bytes_copied"] > MiB)
+    unreadable.cut()
+    ferryd.ctl("set", run, "--rate", "0")
+    stdout, stderr = waiting.communicate(timeout=30 * TIME_SCALE)
+    assert waiting.returncode == 1
+    assert json.loads(stdout)["state"] == "failed"
+    assert "Input/output error" in json.loads(stderr)["error"]["message"]
+
+
 def test_after_a_read_error_the_run_goes_on_where_it_was(ferryd, volumes, unreadable):
-    source, mend = unreadable
     target = volumes.loop(SIZE)
-    run = ferryd.clone(source, target, expect=1)["id"]
-    mend()
+    run = unreadable.failed_run(ferryd, target)["id"]
+    unreadable.mend()
     ferryd.ctl("resume", run)
     shown = ferryd.wait_end(run)
     assert shown["error"] is None
     assert SIZE <= shown["bytes_copied"] <= SIZE + 16 * MiB
-    assert_same(source, target)
+    assert_same(unreadable.source, target)
 
 
 def test_resume_while_the_cause_is_still_there_fails_again(ferryd, volumes, unreadable):
-    source, mend = unreadable
     target = volumes.path()
-    run = ferryd.clone(source, target, expect=1)["id"]
+    run = unreadable.failed_run(ferryd, target)["id"]
     ferryd.ctl("resume", run, expect=None)
     failed(ferryd, ferryd.wait_end(run, "failed"))
-    mend()
+    unreadable.mend()
     ferryd.ctl("resume", run)
     ferryd.wait_end(run)
-    assert_same(source, target)
+    assert_same(unreadable.source, target)
 
 
 def test_a_failed_run_stays_failed_over_a_restart(ferryd, volumes, unreadable):
-    source, mend = unreadable
     target = volumes.path()
-    shown = ferryd.clone(source, target, expect=1)
+    shown = unreadable.failed_run(ferryd, target)
     ferryd.restart()
-    assert ferryd.show(shown["id"]) == shown
-    mend()
+    again = ferryd.show(shown["id"])
+    assert (again["state"], again["error"]) == ("failed", shown["error"])
+    unreadable.mend()
     ferryd.ctl("resume", shown["id"])
     ferryd.wait_end(shown["id"])
-    assert_same(source, target)
+    assert_same(unreadable.source, target)
 
 
 def test_skipped_read_errors_are_listed_and_read_as_zeroes(ferryd, volumes, unreadable):
-    source, _ = unreadable
-    target = volumes.loop(SIZE, data=True)
+    source, target = unreadable.source, volumes.loop(SIZE, data=True)
+    unreadable.cut()
     good = read_range(source.file, 0, CUT)
     run = ferryd.clone(source, target, options=["--on-read-error", "skip", "--overwrite"])
     assert run["state"] == "completed"
@@ -100,10 +135,10 @@ def test_skipping_loses_no_more_than_the_bad_granules(ferryd, volumes):
 
 
 def test_what_was_skipped_is_copied_by_an_increment_once_it_can_be_read(ferryd, volumes, unreadable):
-    source, mend = unreadable
-    target = volumes.loop(SIZE)
+    source, target = unreadable.source, volumes.loop(SIZE)
+    unreadable.cut()
     ferryd.clone(source, target, options=["--on-read-error", "skip"])
-    mend()
+    unreadable.mend()
     run = ferryd.clone(source, target, options=["--mode", "incremental"])
     assert run["bad_ranges"] == []
     assert_same(source, target)
@@ -149,15 +184,14 @@ def test_a_full_filesystem_takes_a_sparse_copy_that_fits(ferryd, volumes):
 
 def test_a_state_directory_that_is_full_fails_the_run_and_nothing_else(ferryds, volumes):
     where = volumes.mount("none", "tmpfs", "size=4M")
-    ferryd = ferryds("--state-dir", where / "state")
+    ferryd = ferryds(state_dir=where / "state")
     source, target = volumes.loop(SIZE, data=True), volumes.loop(SIZE)
-    with open(where / "ballast", "wb") as ballast:
+    with open(where / "ballast", "wb", buffering=0) as ballast:
         try:
             while True:
                 ballast.write(bytes(4096))
-                ballast.flush()
-        except OSError:
-            pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
     result = ferryd.ctl("clone", source, target, "--json", expect=None)
     assert result.status == 1, repr(result)
     assert "No space left" in result.stderr

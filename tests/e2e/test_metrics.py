@@ -83,8 +83,11 @@ def test_mismatches_are_counted(measured, volumes):
 
 def test_errors_are_counted(measured, volumes):
     source = volumes.loop(SIZE, data=True)
+    run = measured.start_clone(source, volumes.path(), options=["--rate", "16M"])
+    measured.wait_for(run, lambda shown: shown["bytes_copied"] > MiB)
     os.truncate(source.file, SIZE // 2)
-    measured.clone(source, volumes.path(), expect=1)
+    measured.ctl("set", run, "--rate", "0")
+    measured.wait_end(run, "failed")
     found = samples(scrape(measured))
     assert found['blockferry_io_errors_total{operation="read"}'] > 0
     assert found['blockferry_runs_ended_total{state="failed"}'] == 1

@@ -29,25 +29,25 @@ def test_overwrite_does_not_excuse_a_smaller_target(ferryd, volumes):
 
 def test_the_source_itself(ferryd, volumes):
     source = volumes.loop(SIZE, data=True)
-    assert_refused(ferryd, source, source, options=["--overwrite"], says="same")
+    assert_refused(ferryd, source, source, options=["--overwrite"], says="the source itself")
 
 
 def test_the_source_file_itself(ferryd, volumes):
     source = volumes.file(SIZE)
-    assert_refused(ferryd, source, source, options=["--overwrite"], says="same")
+    assert_refused(ferryd, source, source, options=["--overwrite"], says="the source itself")
 
 
 @pytest.mark.parametrize("kind", ["loop", "file"])
 def test_the_source_by_a_symlink(ferryd, volumes, kind):
     source, link = getattr(volumes, kind)(SIZE, data=True), volumes.path("link")
     link.symlink_to(source)
-    assert_refused(ferryd, source, link, options=["--overwrite"], says="same")
+    assert_refused(ferryd, source, link, options=["--overwrite"], says="the source itself")
 
 
 def test_the_source_by_a_hard_link(ferryd, volumes):
     source, link = volumes.file(SIZE), volumes.path("link")
     os.link(source, link)
-    assert_refused(ferryd, source, link, options=["--overwrite"], says="same")
+    assert_refused(ferryd, source, link, options=["--overwrite"], says="the source itself")
 
 
 def test_the_source_by_another_device_node(ferryd, volumes):
@@ -57,7 +57,7 @@ def test_the_source_by_another_device_node(ferryd, volumes):
         os.close(os.open(node, os.O_RDONLY))
     except OSError:
         pytest.skip("no device nodes outside /dev here")
-    assert_refused(ferryd, source, node, options=["--overwrite"], says="same")
+    assert_refused(ferryd, source, node, options=["--overwrite"], says="the source itself")
 
 
 def partitioned(volumes, size=4 * SIZE, **options):
@@ -106,7 +106,7 @@ def test_another_loop_device_on_the_same_file(ferryd, volumes):
 def test_two_targets_that_are_one(ferryd, volumes):
     target, link = volumes.loop(SIZE), volumes.path("link")
     link.symlink_to(target)
-    assert_refused(ferryd, volumes.file(SIZE), target, link, says="same")
+    assert_refused(ferryd, volumes.file(SIZE), target, link, says="twice")
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "swap"])

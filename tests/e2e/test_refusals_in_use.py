@@ -111,7 +111,7 @@ def test_a_partition_of_a_mounted_disk(ferryd, volumes):
         pytest.skip("no device nodes of partitions here")
     run("mkfs.ext4", "-q", f"{disk}p1")
     volumes.mount(f"{disk}p1")
-    assert_refused(ferryd, volumes.file(MiB), disk, options=ANYHOW, says="p1")
+    assert_refused(ferryd, volumes.file(MiB), disk, options=ANYHOW, says="mounted")
 
 
 def slow_run(ferryd, source, target):

@@ -49,7 +49,7 @@ MALFORMED = [
     b"POST /v1/runs HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n"]
 
 
-@pytest.mark.parametrize("request_", MALFORMED)
+@pytest.mark.parametrize("request_", MALFORMED, ids=range(len(MALFORMED)))
 def test_malformed_requests_are_refused(ferryd, request_):
     with connect(ferryd) as peer:
         peer.sendall(request_)
@@ -71,7 +71,7 @@ BODIES = [
     '{"source": "/a", "source": "/b", "targets": ["/c"]} trailing', "[" * 100000, '{"a":' * 5000, "\xff\xfe"]
 
 
-@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 def test_bodies_that_make_no_sense_are_refused(ferryd, body):
     content = body.encode("latin-1")
     with connect(ferryd) as peer:
@@ -89,7 +89,8 @@ def test_bodies_that_make_no_sense_are_refused(ferryd, body):
     ("GET", "/", None), ("GET", "/nowhere", 404), ("GET", "/v1/runs/nosuchrun", 404), ("DELETE", "/v1/runs", 405),
     ("PUT", "/v1/runs/x", 405), ("GET", "/v1/runs/..%2f..%2fetc%2fpasswd", 404), ("GET", "/v1/runs/%00", 404),
     ("GET", "/v1/runs/%zz", 404), ("POST", "/v1/runs/x/explode", 404), ("GET", "/v1/runs?" + "x" * 2000, 400),
-    ("GET", "/" + "a" * 100000, None), ("GET", "/v1/runs/x?wait_ms=-1", None)])
+    ("GET", "/" + "a" * 100000, None), ("GET", "/v1/runs/x?wait_ms=-1", None)],
+    ids=range(12))
 def test_paths_that_lead_nowhere(ferryd, method, path, status):
     with connect(ferryd) as peer:
         try:
@@ -128,7 +129,8 @@ def endless(ferryd, head, piece, bytes_max=256 * MiB):
 @pytest.mark.parametrize("head, piece", [
     (b"GET /", b"a" * 65536), (b"GET / HTTP/1.1\r\n", b"X-Header: more\r\n" * 4096),
     (b"POST /v1/runs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"a" * 65536 + b"\r\n"),
-    (b"", b"\r\n" * 32768)])
+    (b"", b"\r\n" * 32768)],
+    ids=["target", "headers", "chunks", "empty lines"])
 def test_an_endless_request_is_cut_off(ferryd, head, piece):
     before = ferryd.status_kib("VmRSS")
     assert endless(ferryd, head, piece) < 64 * MiB

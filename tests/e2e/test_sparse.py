@@ -66,7 +66,7 @@ def test_a_file_of_nothing_but_a_hole(ferryd, volumes):
     source, target = volumes.file(300 * MiB + 1, data=False), volumes.path()
     run = ferryd.clone(source, target)
     assert run["bytes_zeroed"] == run["bytes_total"] == 300 * MiB + 1
-    assert allocated(target) == 0
+    assert allocated(target) <= PAGE  # the tail may be written
     assert os.path.getsize(target) == 300 * MiB + 1
 
 

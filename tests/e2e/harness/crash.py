@@ -3,6 +3,7 @@
 import http.client
 import threading
 import time
+from collections import Counter
 
 from harness.compare import assert_same
 from harness.ferryd import ENDED
@@ -16,50 +17,51 @@ IN_FLIGHT = 16 * MiB       # buffers of one run
 # What one crash may cause to be copied again.
 REPEATED_MAX = int(RATE * (INTERVAL_SECONDS + CHECKPOINT_SECONDS * TIME_SCALE))
 OPTIONS = ("--checkpoint-interval", f"{int(INTERVAL_SECONDS * 1000)}ms")
-INSTANTS = ("copying", "checkpoint", "verifying", "pausing", "resuming", "starting")
 
 
 class Crashes:
-    """Kills one ferryd again and again while `run` goes on; stops when it has ended or the kills are spent."""
+    """Kills one ferryd again and again while `run` goes on: so many times while it copies, and while it verifies."""
 
     def __init__(self, ferryd, run, random, kills):
-        self.ferryd, self.run, self.random, self.kills_left = ferryd, run, random, kills
+        self.ferryd, self.run, self.random = ferryd, run, random
         self.kills = []
         self.repeated = 0
-
-    def go_on(self):
-        while self.kills_left > 0 and self.shown()["state"] not in ENDED:
-            self.one()
+        while_verifying = kills // 3
+        self.kill_while("copying", kills - while_verifying)
+        if while_verifying:
+            self.ferryd.wait_for(self.run, lambda shown: self.goes_on(shown) and shown["state"] != "copying")
+            self.kill_while("verifying", kills)
         self.ferryd.ctl("set", self.run, "--rate", "0", expect=None)
-        if self.shown()["state"] == "paused":
-            self.ferryd.ctl("resume", self.run)
+        self.ferryd.wait_for(self.run, self.goes_on)
 
-    def one(self):
-        state = self.shown()["state"]
-        usable = ("verifying", "starting") if state == "verifying" else \
-            ("copying", "checkpoint", "pausing", "resuming", "starting")
-        instant = self.random.choice(usable)
+    def kill_while(self, state, kills):
+        while len(self.kills) < kills and self.ferryd.wait_for(self.run, self.goes_on)["state"] == state:
+            self.one(state)
+
+    def one(self, state):
+        instants = ("pausing", "resuming", "starting")
+        instants += ("copying", "copying", "checkpoint") if state == "copying" else ("verifying",) * 3
+        instant = self.random.choice(instants)
         getattr(self, instant)()
-        if self.ferryd.process is None:  # the instant was part of a start
-            return
-        before = self.last_look()
-        self.ferryd.kill()
-        self.note(instant)
-        self.ferryd.start()
-        self.count_repeated(before)
-        if self.shown()["state"] == "paused":  # killed between the word and the deed: either is right
-            self.ferryd.ctl("resume", self.run)
+        if instant != "starting":
+            before = self.shown()["bytes_copied"]
+            self.ferryd.kill()
+            self.note(instant)
+            self.ferryd.start()
+            self.count_repeated(before)
+
+    def goes_on(self, shown):
+        """Killed between the word and the deed of a pause, it may be paused or not: either is right."""
+        if shown["state"] == "paused":
+            self.ferryd.ctl("resume", self.run, expect=None)
+        return shown["state"] not in ("queued", "paused")
 
     def note(self, instant):
         self.kills.append(instant)
-        self.kills_left -= 1
         print(f"kill {len(self.kills)}: {instant}")
 
     def shown(self):
         return self.ferryd.show(self.run)
-
-    def last_look(self):
-        return self.shown()["bytes_copied"]
 
     def count_repeated(self, before):
         """What the new process knows of must be nearly what the old one had."""
@@ -93,7 +95,7 @@ class Crashes:
         self.moment(4)
 
     def verifying(self):
-        self.moment(30)
+        self.moment(100)
 
     def later(self, verb):
         def ask():
@@ -116,7 +118,7 @@ class Crashes:
 
     def starting(self):
         """A second kill while the new process takes the run up."""
-        before = self.last_look()
+        before = self.shown()["bytes_copied"]
         self.ferryd.kill()
         self.note("copying")
         self.ferryd.spawn()
@@ -129,16 +131,16 @@ class Crashes:
 
 def crash_until_done(ferryd, volumes, kills, start):
     """Runs made by `start(round)` -> (run, source, targets) are crashed until the kills are spent."""
-    left, rounds, worst = kills, 0, 0
+    left, rounds, worst, instants = kills, 0, 0, Counter()
     while left > 0:
         run, source, targets = start(rounds)
         rounds += 1
         written = [target.bytes_written() for target in targets if hasattr(target, "bytes_written")]
-        crashes = Crashes(ferryd, run, volumes.random, min(left, 8))
-        crashes.go_on()
+        crashes = Crashes(ferryd, run, volumes.random, min(left, 9))
         shown = ferryd.wait_end(run)
         count = len(crashes.kills)
         left -= max(count, 1)
+        instants.update(crashes.kills)
         worst = max(worst, crashes.repeated)
         total = shown["bytes_total"]
         assert shown["restarts"] <= count
@@ -149,4 +151,4 @@ def crash_until_done(ferryd, volumes, kills, start):
             assert target.bytes_written() - before <= total + count * (REPEATED_MAX + IN_FLIGHT)
         for target in targets:
             assert_same(source, target)
-    print(f"{kills} kills over {rounds} runs; at most {worst} bytes were copied again after one")
+    print(f"{kills} kills over {rounds} runs, while {dict(instants)}; at most {worst} bytes copied again after one")
