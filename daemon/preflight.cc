@@ -181,6 +181,8 @@ bool Preflight::examine(const std::string& path, Examined& examined, bool as_tar
   volume.bytes = info->bytes;
   volume.logical_block_bytes = info->kind == DeviceKind::block ? info->logical_block_bytes : 0;
   node_of_path(path, examined.node);
+  // Before anything is read: another run may hold it because it hangs.
+  if (!check_other_runs(examined, as_target)) return false;
   examined.use = use_of(examined.node, true);
   examined.content = content_of(path);
   volume.mounts = examined.use.mounts;
@@ -204,7 +206,6 @@ void Preflight::check_source(const Examined& source) {
   if (source.volume.kind == "block" && source.volume.bytes == 0)
     return refuse(path, "the device is empty: it has no medium");
   check_source_readable(source);
-  check_other_runs(source, false);
   if (source.volume.in_use) {
     if (inconsistent_by_choice()) {
       warn(path, source.use.reason() + ": the copy will not be consistent (--tracker none --force)");
@@ -251,8 +252,7 @@ void Preflight::check_target(const Examined& target, const Examined& source) {
     return refuse(volume.path, "the device is empty: it has no medium");
   }
   if (volume.in_use) refuse(volume.path, "the target is " + target.use.reason() + "; release it first");
-  const bool free = check_other_runs(target, true) && !volume.in_use;
-  if (free && volume.kind == "block" && held_exclusively(volume.path)) {
+  if (!volume.in_use && volume.kind == "block" && held_exclusively(volume.path)) {
     refuse(
         volume.path,
         "the target is held exclusively by a program or the kernel (a mount, an export); release it first");
