@@ -114,11 +114,13 @@ Result<std::unique_ptr<BitmapFile>> BitmapFile::create(std::unique_ptr<StateFile
   if (auto done = bitmap->file_->resize(0); !done) return fail(done.error());
   if (auto done = bitmap->file_->resize(bitmap->page_offset(bitmap->page_count_, 0)); !done)
     return fail(done.error());
-  if (auto done = bitmap->write_index(1); !done) return fail(done.error());
+  const auto index = bitmap->make_index(1);
+  if (auto done = bitmap->file_->write(bitmap->index_bytes(), index); !done) return fail(done.error());
+  bitmap->generation_ = 1;
   return bitmap;
 }
 
-Result<void> BitmapFile::write_index(std::uint64_t generation) {
+std::vector<std::byte> BitmapFile::make_index(std::uint64_t generation) const {
   IndexHeader header{{}, format_version, 0, generation, granule_count_, granule_bytes_, 0};
   std::memcpy(header.magic_bytes, magic, sizeof magic);
   header.checksum = index_checksum(header, entries_);
@@ -126,6 +128,11 @@ Result<void> BitmapFile::write_index(std::uint64_t generation) {
   std::memcpy(index.data(), &header, sizeof header);
   if (!entries_.empty())
     std::memcpy(index.data() + sizeof header, entries_.data(), entries_.size() * sizeof(std::uint64_t));
+  return index;
+}
+
+Result<void> BitmapFile::write_index(std::uint64_t generation) {
+  const auto index = make_index(generation);
   index_doubtful_ = true;
   if (auto done = file_->write((generation % 2) * index_bytes(), index); !done) return done;
   if (auto done = file_->sync(); !done) return done;

@@ -24,7 +24,8 @@ struct BitmapPage {
 
 class BitmapFile {
  public:
-  /// A new file, generation 1, all bits set or all clear. Durable when it returns.
+  /// A new file, generation 1, all bits set or all clear. Durable with its first commit, not before: nothing
+  /// is lost with it till then.
   static Result<std::unique_ptr<BitmapFile>> create(std::unique_ptr<StateFile> file,
                                                     std::uint64_t granule_count, std::uint64_t granule_bytes,
                                                     bool all_set);
@@ -48,6 +49,7 @@ class BitmapFile {
 
  private:
   BitmapFile(std::unique_ptr<StateFile> file, std::uint64_t granule_count, std::uint64_t granule_bytes);
+  std::vector<std::byte> make_index(std::uint64_t generation) const;
   Result<void> write_index(std::uint64_t generation);
   Result<std::uint64_t> read_index(unsigned slot, std::vector<std::uint64_t>& entries);
   Result<void> revoke_index();

@@ -74,29 +74,7 @@ class ChecksumTracker : public Tracker {
   std::vector<std::uint64_t> recorded_;
 };
 
-class NoneTracker : public Tracker {
- public:
-  explicit NoneTracker(std::uint64_t granule_count) : granule_count_(granule_count) {}
-
-  const char* name() const override { return "none"; }
-  bool trusted() const override { return false; }  // it never looks
-  Result<void> begin_pass(ChangeBitmap&, std::uint64_t) override { return {}; }
-  std::optional<GranuleRange> next_read(std::uint64_t) override { return std::nullopt; }
-  Result<void> on_read(GranuleRange, std::span<const std::uint64_t>) override {
-    BLOCKFERRY_CHECK(false, "an answer that was not asked for");
-    return {};
-  }
-  std::uint64_t collected() const override { return granule_count_; }
-
- private:
-  const std::uint64_t granule_count_;
-};
-
 }  // namespace
-
-std::unique_ptr<Tracker> make_none_tracker(std::uint64_t granule_count) {
-  return std::make_unique<NoneTracker>(granule_count);
-}
 
 std::unique_ptr<Tracker> make_checksum_tracker(std::uint64_t granule_count, RecordedChecksums& records) {
   return std::make_unique<ChecksumTracker>(granule_count, records);

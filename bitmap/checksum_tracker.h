@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The trackers that need no tracking. `checksum` reads the source and marks what differs from the recorded
-// checksums; `none` marks nothing, for sources that the user vouches for.
+// The tracker that needs no tracking: `checksum` reads the source and marks what differs from the recorded
+// checksums.
 #pragma once
 
 #include <memory>
@@ -11,7 +11,5 @@ namespace blockferry {
 
 /// `records` outlives the tracker. Granules that are dirty already are not read: they will be copied anyhow.
 std::unique_ptr<Tracker> make_checksum_tracker(std::uint64_t granule_count, RecordedChecksums& records);
-
-std::unique_ptr<Tracker> make_none_tracker(std::uint64_t granule_count);
 
 }  // namespace blockferry

@@ -2,6 +2,7 @@
 #include "bitmap/storage.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
@@ -117,15 +118,17 @@ class RealStateDirectory : public StateDirectory {
     const int flags = O_RDWR | O_CLOEXEC | (create ? O_CREAT : 0);
     FileDescriptor file(::openat(fd_.get(), name.c_str(), flags, 0600));
     if (!file.valid()) return fail(error("open", name));
-    // Also where it was there already: whoever made it may have died before this.
-    if (create && ::fsync(fd_.get()) != 0) return fail(error("sync", ""));
+    // Also where it was there already: whoever made it may have died before its name was durable.
+    if (create) ++names_made_;
     return std::make_unique<RealStateFile>(std::move(file), path_ + "/" + name);
   }
 
   Result<void> replace(const std::string& name, std::span<const std::byte> content) override {
     const BeingReplaced turn(*this, name);
     const std::string temporary = name + ".new";
-    if (auto done = write_new(temporary, content); !done) {
+    auto done = write_new(temporary, content);
+    if (done) done = sync_names();
+    if (!done) {
       ::unlinkat(fd_.get(), temporary.c_str(), 0);  // on a full disk the room is needed
       return done;
     }
@@ -196,6 +199,14 @@ class RealStateDirectory : public StateDirectory {
     const std::string name_;
   };
 
+  Result<void> sync_names() {
+    const std::uint64_t made = names_made_;
+    if (names_synced_ >= made) return {};
+    if (::fsync(fd_.get()) != 0) return fail(error("sync", ""));
+    names_synced_ = made;  // two at once may set it back: that costs a sync, no more
+    return {};
+  }
+
   Result<void> write_new(const std::string& name, std::span<const std::byte> content) {
     FileDescriptor fd(::openat(fd_.get(), name.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     if (!fd.valid()) return fail(error("create", name));
@@ -210,6 +221,7 @@ class RealStateDirectory : public StateDirectory {
 
   const FileDescriptor fd_;
   const std::string path_;
+  std::atomic<std::uint64_t> names_made_ = 0, names_synced_ = 0;
   std::mutex mutex_;
   std::condition_variable replaced_;
   std::set<std::string> being_replaced_;

@@ -35,6 +35,8 @@ class StateFile {
 class StateDirectory {
  public:
   virtual ~StateDirectory() = default;
+  /// The name of a file that is made here is durable before any later replace() takes effect: nothing speaks
+  /// of the file before that.
   virtual Result<std::unique_ptr<StateFile>> open(const std::string& name, bool create) = 0;
   /// Replaces the file's whole content: after a crash it is the old or the new one, and durable when this
   /// returns.
@@ -42,7 +44,7 @@ class StateDirectory {
   /// The whole file; ErrorCode::not_found where there is none. Refuses more than `bytes_max`.
   virtual Result<std::vector<std::byte>> read_all(const std::string& name, std::uint64_t bytes_max) = 0;
   virtual Result<void> remove(const std::string& name) = 0;
-  virtual Result<std::vector<std::string>> list() = 0;
+  virtual Result<std::vector<std::string>> list() = 0;  ///< sorted
 };
 
 /// A directory of the filesystem. `create`: made, with mode 0700, where it is missing. Thread-safe.

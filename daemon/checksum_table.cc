@@ -80,7 +80,6 @@ Result<std::unique_ptr<ChecksumTable>> ChecksumTable::create(StateDirectory& sta
   if (auto done = (*file)->resize(records_offset + geometry.granule_count() * 8); !done)
     return fail(done.error());
   if (auto done = (*file)->write(0, std::as_bytes(std::span(&header, 1))); !done) return fail(done.error());
-  if (auto done = (*file)->sync(); !done) return fail(done.error());
   return std::unique_ptr<ChecksumTable>(new ChecksumTable(std::move(*file), geometry));
 }
 
@@ -93,11 +92,11 @@ Result<std::unique_ptr<ChecksumTable>> ChecksumTable::open(StateDirectory& state
     return fail(done.error());
   if (std::memcmp(header.magic_bytes, magic, sizeof magic) != 0)
     return fail(damaged(name, "not a checksum table"));
-  if (header.checksum != header_checksum(header)) return fail(damaged(name, "its header fails its checksum"));
   if (header.version > format_version) {
     return fail(make_error(ErrorCode::state_newer, "open checksum table", name,
                            "written by a later version of ferryd"));
   }
+  if (header.checksum != header_checksum(header)) return fail(damaged(name, "its header fails its checksum"));
   if (VolumeGeometry{header.bytes, header.granule_bytes} != geometry) {
     return fail(damaged(name, "it belongs to a volume of another size"));
   }

@@ -31,6 +31,7 @@ struct VolumeGeometry {
 
 class ChecksumTable : public RecordedChecksums {
  public:
+  /// Durable with the first sync().
   static Result<std::unique_ptr<ChecksumTable>> create(StateDirectory& state, const std::string& name,
                                                        const VolumeGeometry& geometry);
   /// state_damaged where the header or the length is not what it must be.

@@ -42,6 +42,11 @@ Result<void> Manager::load() {
                  : record.error();
     }
     entry.after_restart = true;
+    // Files of a volume whose first checkpoint never came.
+    entry.begun =
+        entry.record.status.started_at != 0 ||
+        (entry.record.bitmap_generation == 0 &&
+         std::binary_search(names->begin(), names->end(), bitmap_file_name(entry.record.volume_id)));
     entries_.emplace(*id, std::move(entry));
   }
   remove_orphans();
@@ -70,7 +75,7 @@ void Manager::start() {
   for (auto& [id, entry] : entries_) {
     RunStatus& status = entry.record.status;
     if (entry.damaged || run_state_ended(status.state)) continue;
-    if (status.started_at != 0) ++status.restarts;
+    if (entry.begun) ++status.restarts;
     status.state = RunState::queued;
   }
   started_ = true;

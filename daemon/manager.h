@@ -62,6 +62,7 @@ class Manager : public Control {
     RunRecord record;             ///< as last saved; stale while `active`
     std::shared_ptr<Run> active;  ///< has a thread
     bool damaged = false;         ///< the record could not be read
+    bool begun = false;           ///< it was under way when ferryd ended
     bool after_restart = false;   ///< of an earlier process: its I/O may still be under way
     RunStatus status() const { return active ? active->status() : record.status; }
   };

@@ -19,6 +19,10 @@ namespace {
 // over.
 constexpr std::uint64_t copied_granules_max = 64 * MiB;
 
+// The first checkpoint makes a begun run's state files durable. Runs shorter than this make one at their end
+// only.
+constexpr Nanoseconds first_checkpoint_after = std::chrono::milliseconds(250);
+
 }  // namespace
 
 bool RunCore::checkpoint_due() const {
@@ -26,7 +30,10 @@ bool RunCore::checkpoint_due() const {
   if (phase_done_ || ending_ != Ending::none) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
   if (record_.paused) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
   if (volume_->copied_count() >= copied_granules_max) return true;
-  return clock_.now() - checkpoint_finished_ >= limits_.checkpoint_interval;
+  const bool first = saved_record_.status.started_at == 0;
+  const Nanoseconds interval =
+      first ? std::min(first_checkpoint_after, limits_.checkpoint_interval) : limits_.checkpoint_interval;
+  return clock_.now() - checkpoint_finished_ >= interval;
 }
 
 void RunCore::begin_checkpoint() {
@@ -72,7 +79,7 @@ void RunCore::start_commit() {
   const bool last = quiet_checkpoint_ && ending_ != Ending::none && ending_ != Ending::stopped;
   if (last) record_.status.ended_at = clock_.wall_seconds();
   RunRecord record = record_;
-  record.bitmap_generation = volume_->generation() + (commit_pages_.empty() ? 0 : 1);
+  record.bitmap_generation = volume_->generation_after(commit_pages_);
   if (quiet_checkpoint_) {
     if (ending_ == Ending::completed) record.status.state = RunState::completed;
     if (ending_ == Ending::failed) record.status.state = RunState::failed;

@@ -152,12 +152,8 @@ Result<void> RunCore::open_state() {
           : VolumeState::open(environment_.state(), record_.volume_id, geometry, record_.bitmap_generation);
   if (!volume) return fail(volume.error());
   volume_ = std::move(*volume);
-  const bool is_new = record_.bitmap_generation == 0;
   record_.bitmap_generation = volume_->generation();
-  // From here on the run counts as begun, whenever the process ends.
-  if (!is_new) return {};
-  saved_record_ = record_;
-  return save_record(environment_.state(), record_);
+  return {};
 }
 
 void RunCore::make_engine() {

@@ -48,6 +48,7 @@ Result<std::unique_ptr<VolumeState>> VolumeState::create(StateDirectory& state, 
   if (!bitmap) return fail(bitmap.error());
   std::unique_ptr<VolumeState> volume(new VolumeState(geometry, std::move(*bitmap), std::move(*checksums)));
   volume->dirty_.set_all();
+  volume->durable_ = false;
   return volume;
 }
 
@@ -142,8 +143,10 @@ std::vector<BitmapPage> VolumeState::pages_to_commit(std::span<const ByteRange> 
 Result<void> VolumeState::commit(const std::vector<BitmapPage>& pages) {
   // The records first: a committed clean granule vouches for its checksum.
   if (auto synced = checksums_->sync(); !synced) return synced;
-  if (pages.empty()) return {};
-  return bitmap_file_->commit(pages);
+  if (pages.empty() && durable_) return {};
+  auto done = bitmap_file_->commit(pages);
+  if (done) durable_ = true;
+  return done;
 }
 
 void VolumeState::finish_checkpoint(bool committed) {
@@ -182,13 +185,11 @@ Result<void> VolumeState::save_lag(StateDirectory& state, const std::string& nam
     const bool some = std::any_of(std::begin(pages.back().words), std::end(pages.back().words),
                                   [](std::uint64_t word) { return word != 0; });
     if (!some) pages.pop_back();
-    if (pages.size() < pages_per_lag_commit && index + 1 < dirty_.page_count()) continue;
-    if (!pages.empty()) {
-      if (auto done = (*lag)->commit(pages); !done) return done;
-    }
+    if (pages.size() < pages_per_lag_commit) continue;
+    if (auto done = (*lag)->commit(pages); !done) return done;
     pages.clear();
   }
-  return {};
+  return (*lag)->commit(pages);  // without pages too: it makes the file durable
 }
 
 Result<void> VolumeState::merge_lag(StateDirectory& state, const std::string& name) {

@@ -38,6 +38,10 @@ class VolumeState {
   ChangeBitmap& dirty() { return dirty_; }
   ChecksumTable& checksums() { return *checksums_; }
   std::uint64_t generation() const { return bitmap_file_->generation(); }
+  /// What generation() will be when these are committed.
+  std::uint64_t generation_after(const std::vector<BitmapPage>& pages) const {
+    return generation() + (durable_ && pages.empty() ? 0 : 1);
+  }
 
   std::optional<GranuleRange> claim(std::uint64_t from, std::uint64_t count_max) {
     return dirty_.claim(from, count_max);
@@ -83,6 +87,7 @@ class VolumeState {
   /// Two, that change places at each checkpoint; unique_ptr only so that they can.
   std::unique_ptr<ChangeBitmap> copied_now_, copied_flushing_;
   std::vector<bool> touched_;     ///< pages whose committed content may differ from what it must become
+  bool durable_ = true;           ///< false until a new volume's first commit
   std::vector<bool> committing_;  ///< of the commit under way, to be touched again if it fails
 };
 

@@ -33,6 +33,7 @@ ErrorCode code_of_errno(int errno_value) {
       return ErrorCode::no_space;
     case ENODEV:
     case ENXIO:
+    case ENOMEDIUM:
       return ErrorCode::device_gone;
     case EBUSY:
     case EAGAIN:

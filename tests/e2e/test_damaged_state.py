@@ -116,6 +116,37 @@ def test_a_damaged_record_is_shown_as_a_failed_run_and_left_in_place(ferryd, sto
     assert ferryd.ctl("list", "--json").json == []
 
 
+@pytest.mark.parametrize("which", ["run-", ".bitmap", ".checksums"])
+def test_state_of_a_later_version_is_left_alone(ferryd, stopped, which):
+    """As after a downgrade: said clearly, nothing guessed, and the later version finds all as it was."""
+    run, source, target = stopped
+    path = next(path for path in state_files(ferryd) if which in path.name)
+    kept = path.read_bytes()
+    later = bytearray(kept)
+    if which == "run-":
+        later = later.replace(b"blockferry-run 1 ", b"blockferry-run 2 ", 1)
+    for magic in (b"BFBITMP1", b"BFCHKSM1"):
+        at = later.find(magic)
+        while at >= 0:
+            later[at + 8:at + 12] = (2).to_bytes(4, "little")
+            at = later.find(magic, at + 1)
+    assert later != kept, "the version was not found"
+    path.write_bytes(later)
+    before = fingerprint(target)
+    ferryd.start()
+    shown = ferryd.wait_state(run, "failed")
+    assert shown["error"]["code"] == "state_newer", shown
+    assert "later version" in shown["error"]["message"]
+    assert fingerprint(target) == before
+    ferryd.stop()
+    assert path.read_bytes() == later
+    if which == "run-":
+        path.write_bytes(kept)
+        ferryd.start()
+        right_or_failed(ferryd, run, source, target)
+        assert find(ferryd, run)["state"] == "completed"
+
+
 def test_a_damaged_run_does_not_disturb_others(ferryd, volumes, stopped):
     run, _, _ = stopped
     for path in state_files(ferryd):

@@ -229,11 +229,14 @@ Result<std::unique_ptr<StateFile>> SimStateDirectory::open(const std::string& na
   if (at == files_.end()) {
     world_.step();
     at = files_.emplace(name, std::make_shared<VolatileBytes>()).first;
+    new_names_.insert(name);
   }
   return std::make_unique<SimStateFile>(world_, at->second);
 }
 
 Result<void> SimStateDirectory::replace(const std::string& name, std::span<const std::byte> content) {
+  world_.step();
+  new_names_.clear();
   world_.step();
   auto bytes = std::make_shared<VolatileBytes>();
   bytes->write(0, {content.begin(), content.end()});
@@ -262,6 +265,10 @@ Result<std::vector<std::string>> SimStateDirectory::list() {
 }
 
 void SimStateDirectory::lose_power() {
+  for (const auto& name : new_names_) {
+    if (world_.chance(0.5)) files_.erase(name);
+  }
+  new_names_.clear();
   for (auto& [name, bytes] : files_) bytes->lose_power(world_.random);
 }
 

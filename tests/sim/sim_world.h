@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -134,6 +135,7 @@ class SimStateDirectory : public StateDirectory {
  private:
   World& world_;
   std::map<std::string, std::shared_ptr<VolatileBytes>> files_;
+  std::set<std::string> new_names_;  ///< not durable yet
 };
 
 /// One process's environment.

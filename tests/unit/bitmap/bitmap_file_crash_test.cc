@@ -68,7 +68,7 @@ TEST(BitmapFileCrash, EveryMomentOfACommitLeavesTheOldOrTheNewContent) {
     std::mt19937_64 random(seed);
     Medium medium;
     auto file = BitmapFile::create(file_on(medium), granules, granule_bytes, seed % 2 == 0);
-    ASSERT_TRUE(file);
+    ASSERT_TRUE(file && (*file)->commit({})) << "durable from here on";
     Content before = uniform_content(granules, seed % 2 == 0);
     for (std::uint64_t i = 0; i < seed % 4; ++i)
       ASSERT_TRUE((*file)->commit(change_pages(before, granules, random)));
@@ -100,7 +100,8 @@ TEST(BitmapFileCrash, EveryMomentOfACreationLeavesTheWholeOrDamage) {
   ASSERT_TRUE(file && (*file)->commit({}));
   const Content all_set = uniform_content(granules, true), all_clear = uniform_content(granules, false);
   const auto create = [](Medium& on) {
-    ASSERT_TRUE(BitmapFile::create(file_on(on), granules, granule_bytes, true));
+    const auto created = BitmapFile::create(file_on(on), granules, granule_bytes, true);
+    ASSERT_TRUE(created && (*created)->commit({}));
   };
   for (const Medium* start : {&nothing, &other, &earlier}) {
     const auto operations = crash_everywhere(*start, create, [&](const Medium& left) {
@@ -127,9 +128,10 @@ TEST(BitmapFileCrash, CrashUponCrashLosesNothing) {
   for (std::uint64_t seed = 1; seed <= 60; ++seed) {
     std::mt19937_64 random(seed);
     Medium medium;
-    ASSERT_TRUE(BitmapFile::create(file_on(medium), granules, granule_bytes, true));
+    const auto created = BitmapFile::create(file_on(medium), granules, granule_bytes, true);
+    ASSERT_TRUE(created && (*created)->commit({}));
     Content committed = uniform_content(granules, true), attempted = committed;
-    std::uint64_t generation = 1;
+    std::uint64_t generation = 2;
     for (int life = 0; life < 12; ++life) {
       medium.crash_at = medium.operations + random() % 25;
       try {

@@ -155,16 +155,5 @@ TEST_F(ChecksumTrackerTest, AnEmptyVolumeIsCollectedAtOnce) {
   EXPECT_EQ(nothing->collected(), 0U);
 }
 
-TEST(NoneTracker, MarksNothingAndIsDoneAtOnce) {
-  ChangeBitmap dirty(100);
-  const auto tracker = make_none_tracker(100);
-  EXPECT_STREQ(tracker->name(), "none");
-  EXPECT_FALSE(tracker->trusted());
-  ASSERT_TRUE(tracker->begin_pass(dirty, 0));
-  EXPECT_EQ(tracker->next_read(64), std::nullopt);
-  EXPECT_EQ(tracker->collected(), 100U);
-  EXPECT_TRUE(dirty.empty());
-}
-
 }  // namespace
 }  // namespace blockferry
