@@ -38,12 +38,18 @@ std::uint64_t load(const std::uint64_t& word) {
   return std::atomic_ref(const_cast<std::uint64_t&>(word)).load(std::memory_order_seq_cst);
 }
 
+/// Without the help of newer processors a population count takes as long as all the rest.
+std::uint64_t bits_in(std::uint64_t word) {
+  return word == ~0ULL ? word_bits : word == 0 ? 0 : std::uint64_t(std::popcount(word));
+}
+
 /// The bits of `word` that lie in [first, first + bits).
 std::uint64_t mask_in_word(std::uint64_t word, std::uint64_t first, std::uint64_t bits) {
   const std::uint64_t start = word * word_bits;
+  if (first <= start && first + bits >= start + word_bits) return ~0ULL;
   const std::uint64_t from = std::max(first, start) - start;
   const std::uint64_t to = std::min(first + bits, start + word_bits) - start;
-  return (to - from == word_bits ? ~0ULL : ((1ULL << (to - from)) - 1)) << from;
+  return ((1ULL << (to - from)) - 1) << from;
 }
 
 std::uint64_t* reserve(std::uint64_t words) {
@@ -96,8 +102,11 @@ std::uint64_t ChangeBitmap::set_words(std::uint64_t first_bit, std::uint64_t bit
   const std::uint64_t last = (first_bit + bits - 1) / word_bits;
   for (std::uint64_t word = first_bit / word_bits; word <= last; ++word) {
     const std::uint64_t mask = mask_in_word(word, first_bit, bits);
-    const std::uint64_t before = at(levels_[0].words[word]).fetch_or(mask);
-    added += std::uint64_t(std::popcount(mask & ~before));
+    // A whole word needs no look at what it was. (fetch_or reads first, which maps the kernel's page of
+    // zeroes into fresh memory, only for the write to replace it.)
+    auto there = at(levels_[0].words[word]);
+    const std::uint64_t before = mask == ~0ULL ? there.exchange(mask) : there.fetch_or(mask);
+    added += bits_in(mask & ~before);
   }
   return added;
 }
@@ -113,21 +122,44 @@ void ChangeBitmap::raise_summaries(std::uint64_t first_word, std::uint64_t last_
   }
 }
 
-/// A word of level 0 may have become zero: clears what stands above it, and looks again.
-void ChangeBitmap::lower_summaries(std::uint64_t word) {
+/// Words of level 0 may have become zero: clears what stands above them, and looks again. One look at a
+/// summary word serves all the words below it.
+void ChangeBitmap::lower_summaries(std::uint64_t first_word, std::uint64_t last_word) {
   for (std::size_t level = 1; level < levels_.size(); ++level) {
-    if (load(levels_[level - 1].words[word]) != 0) return;
-    const std::uint64_t bit = 1ULL << (word % word_bits);
-    at(levels_[level].words[word / word_bits]).fetch_and(~bit);
-    if (load(levels_[level - 1].words[word]) != 0) {
-      // A marker came between. It raises its own summaries too, but perhaps it already had.
-      for (std::size_t above = level; above < levels_.size(); ++above, word /= word_bits) {
-        at(levels_[above].words[word / word_bits]).fetch_or(1ULL << (word % word_bits));
+    const std::uint64_t* const below = levels_[level - 1].words;
+    bool any_empty = false;
+    for (std::uint64_t group = first_word / word_bits; group <= last_word / word_bits; ++group) {
+      const std::uint64_t first = std::max(first_word, group * word_bits);
+      const std::uint64_t last = std::min(last_word, group * word_bits + word_bits - 1);
+      std::uint64_t empty = 0;
+      for (std::uint64_t word = first; word <= last; ++word)
+        empty |= std::uint64_t(load(below[word]) == 0) << (word % word_bits);
+      if (empty == 0) continue;
+      auto summary = at(levels_[level].words[group]);
+      if ((summary.fetch_and(~empty) & ~empty) == 0) any_empty = true;
+      for (std::uint64_t word = first; word <= last; ++word) {
+        if ((empty >> (word % word_bits) & 1) == 0 || load(below[word]) == 0) continue;
+        // A marker came between. It raises its own summaries too, but perhaps it already had.
+        raise_above(level, word);
       }
-      return;
     }
-    word /= word_bits;
+    if (!any_empty) return;
+    first_word /= word_bits;
+    last_word /= word_bits;
   }
+}
+
+void ChangeBitmap::raise_above(std::size_t level, std::uint64_t word) {
+  for (; level < levels_.size(); ++level, word /= word_bits)
+    at(levels_[level].words[word / word_bits]).fetch_or(1ULL << (word % word_bits));
+}
+
+/// How many bits were set. In a word full of marks no marker can add one, so it need not be exchanged: a
+/// plain store loses nothing, and the caller's fence orders it.
+std::uint64_t ChangeBitmap::clear_word(std::uint64_t& word, std::uint64_t mask) {
+  if (mask != ~0ULL || load(word) != ~0ULL) return bits_in(at(word).fetch_and(~mask) & mask);
+  at(word).store(0, std::memory_order_relaxed);
+  return word_bits;
 }
 
 void ChangeBitmap::clear(GranuleRange range) {
@@ -138,18 +170,32 @@ void ChangeBitmap::clear(GranuleRange range) {
   std::uint64_t cleared = 0;
   // By way of the summaries, which spares memory that was never touched. A word whose first mark is under way
   // may be passed over; then that mark came after the clearing.
-  for (std::uint64_t word = next_set_word(range.first / word_bits); word <= last;
-       word = next_set_word(word + 1)) {
-    const std::uint64_t mask = mask_in_word(word, range.first, range.count);
-    const std::uint64_t before = at(levels_[0].words[word]).fetch_and(~mask);
-    cleared += std::uint64_t(std::popcount(before & mask));
-    if ((before & ~mask) == 0) lower_summaries(word);
+  std::uint64_t word = next_set_word(range.first / word_bits);
+  while (word <= last) {
+    // Words that stand side by side share their summaries: those are lowered once.
+    const std::uint64_t first = word;
+    for (; word <= last && (word == first || load(levels_[0].words[word]) != 0); ++word) {
+      const std::uint64_t mask = mask_in_word(word, range.first, range.count);
+      cleared += clear_word(levels_[0].words[word], mask);
+    }
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // of clear_word's plain stores
+    lower_summaries(first, word - 1);
+    if (word <= last) word = next_set_word(word);
   }
   set_count_ -= cleared;
 }
 
 void ChangeBitmap::set_all() {
-  set({0, granule_count_});
+  if (granule_count_ == 0) return;
+  std::uint64_t bits = granule_count_;
+  for (const auto& level : levels_) {
+    // All at once: page by page takes longer than the rest. Older kernels do not know of it: no harm.
+    ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_POPULATE_WRITE);
+    std::fill_n(level.words, level.count, ~0ULL);
+    if (bits % word_bits != 0) level.words[level.count - 1] = (1ULL << (bits % word_bits)) - 1;
+    bits = level.count;
+  }
+  set_count_ = granule_count_;
 }
 
 void ChangeBitmap::clear_all() {

@@ -35,7 +35,7 @@ class ChangeBitmap {
 
   void set(GranuleRange range);    ///< any thread
   void clear(GranuleRange range);  ///< owner
-  void set_all();                  ///< owner
+  void set_all();                  ///< owner, while nobody marks
   void clear_all();                ///< owner, while nobody marks; gives the memory back
   bool test(std::uint64_t granule) const;
   std::uint64_t count() const;  ///< set bits; exact when nobody marks meanwhile, else never too small; O(1)
@@ -64,7 +64,9 @@ class ChangeBitmap {
 
   std::uint64_t set_words(std::uint64_t first_bit, std::uint64_t bits);
   void raise_summaries(std::uint64_t first_word, std::uint64_t last_word);
-  void lower_summaries(std::uint64_t word);
+  void lower_summaries(std::uint64_t first_word, std::uint64_t last_word);
+  static std::uint64_t clear_word(std::uint64_t& word, std::uint64_t mask);
+  void raise_above(std::size_t level, std::uint64_t word);
   std::uint64_t next_set_word(std::uint64_t from) const;
   std::uint64_t run_length(std::uint64_t first, std::uint64_t count_max) const;
 

@@ -52,6 +52,16 @@ class interruptible_ref {
     blockferry::interleaving::step();
     return value_;
   }
+  void store(T bits, memory_order) const {
+    blockferry::interleaving::step();
+    value_ = bits;
+  }
+  T exchange(T bits) const {
+    blockferry::interleaving::step();
+    const T before = value_;
+    value_ = bits;
+    return before;
+  }
   T fetch_or(T bits) const {
     blockferry::interleaving::step();
     const T before = value_;
