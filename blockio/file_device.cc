@@ -46,6 +46,7 @@ class FileDevice : public Device {
   Result<void> size_file(const FileDeviceOptions& options, bool created);
   Result<void> add_slots();
   Result<DeviceRegion> hole_to_the_end() const;
+  bool is_hole(const IoRequest& request) const;
   Error error(int errno_value, const char* operation) const {
     return error_from_errno(errno_value, operation, info_.uri);
   }
@@ -261,6 +262,10 @@ void FileDevice::submit(IoRequest& request) {
   request.device = this;
   std::uint64_t bytes = request.bytes;
   unsigned slot = *slot_;
+  if (request.operation == IoOperation::zero && is_hole(request)) {
+    request.submitted_at_ns = system_clock().now().count();
+    return queue_.post(request, 0);
+  }
   const bool unaligned = request.operation != IoOperation::flush && bytes % info_.logical_block_bytes != 0;
   if (unaligned && info_.kind == DeviceKind::file) {
     slot = *buffered_slot_;
@@ -273,6 +278,16 @@ void FileDevice::submit(IoRequest& request) {
       std::memset(request.data + request.bytes, 0, bytes - request.bytes);
   }
   queue_.submit_file(slot, request, bytes);
+}
+
+/// It reads as zeroes already: a look is cheaper than a request, which goes through a thread of the kernel.
+bool FileDevice::is_hole(const IoRequest& request) const {
+  if (info_.kind != DeviceKind::file) return false;
+  const off_t data = ::lseek(buffered_fd_.get(), off_t(request.offset), SEEK_DATA);
+  if (data >= 0) return std::uint64_t(data) >= request.offset + request.bytes;
+  struct stat status {};
+  return errno == ENXIO && ::fstat(buffered_fd_.get(), &status) == 0 &&
+         std::uint64_t(status.st_size) >= request.offset + request.bytes;
 }
 
 Result<DeviceRegion> FileDevice::region_at(std::uint64_t offset) {

@@ -197,7 +197,7 @@ void add_swap(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
 void add_loops(const VolumeNode& node, const std::vector<VolumeNode>& partitions, VolumeUse& use) {
   const auto own = nodes_below(node);
   for (const auto& name : entries_of("/sys/block")) {
-    if (!name.starts_with("loop")) continue;
+    if (!name.starts_with("loop") || read_line("/sys/block/" + name + "/loop/backing_file").empty()) continue;
     const VolumeNode loop{true, number_from("/sys/block/" + name + "/dev"), 0};
     VolumeNode backing;
     if (contains(own, loop) || !loop_backing(loop.device, backing)) continue;
@@ -221,10 +221,9 @@ bool opened_for_writing(const std::string& process, const std::string& descripto
 bool process_writes(const std::string& process, const std::vector<VolumeNode>& nodes) {
   const std::string directory = "/proc/" + process + "/fd/";
   for (const auto& descriptor : entries_of(directory)) {
-    const std::string path = directory + descriptor;
-    if (!link_text(path).starts_with("/")) continue;  // sockets, pipes
     VolumeNode open;
-    if (opened_for_writing(process, descriptor) && node_of_open_file(path, open) && contains(nodes, open))
+    if (node_of_open_file(directory + descriptor, open) && contains(nodes, open) &&
+        opened_for_writing(process, descriptor))
       return true;
   }
   return false;
