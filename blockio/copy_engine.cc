@@ -75,6 +75,7 @@ struct CopyEngine::TargetWork {
 
 struct CopyEngine::Slot {
   bool busy = false;
+  bool small = false;
   JobKind kind = JobKind::copy;
   ByteRange range;
   std::byte* buffer = nullptr;
@@ -93,7 +94,7 @@ struct CopyEngine::Slot {
 };
 
 std::uint64_t CopyEngine::memory_bytes(const CopyEngineOptions& options) {
-  return options.io_bytes * (std::uint64_t(options.depth) + 1);
+  return options.io_bytes * (std::uint64_t(options.depth) + 1) + options.small_io_bytes * options.small_depth;
 }
 
 CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector<Device*> targets,
@@ -113,10 +114,13 @@ CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector
                    "an odd granule");
   BLOCKFERRY_CHECK(options.io_bytes % options.granule_bytes == 0 && options.depth > 0, "an odd I/O size");
   std::memset(zeroes_, 0, options.io_bytes);  // whatever the memory served for before
-  for (unsigned i = 0; i < options.depth; ++i) {
+  for (unsigned i = 0; i < options.depth + options.small_depth; ++i) {
     slots_.push_back(std::make_unique<Slot>());
-    slots_.back()->buffer = memory.data() + options.io_bytes * i;
-    free_slots_.push_back(slots_.back().get());
+    Slot& slot = *slots_.back();
+    slot.small = i >= options.depth;
+    slot.buffer = slot.small ? zeroes_ + options.io_bytes + options.small_io_bytes * (i - options.depth)
+                             : memory.data() + options.io_bytes * i;
+    (slot.small ? free_small_slots_ : free_slots_).push_back(&slot);
   }
   for (std::size_t i = 0; i < targets_.size(); ++i) {
     flushes_.push_back(std::make_unique<Request>());
@@ -131,21 +135,25 @@ CopyEngine::~CopyEngine() {
 
 // Jobs begin.
 
-bool CopyEngine::can_start() const {
-  return !free_slots_.empty();
+std::uint64_t CopyEngine::room() const {
+  if (!free_slots_.empty()) return options_.io_bytes;
+  return free_small_slots_.empty() ? 0 : std::min(options_.io_bytes, options_.small_io_bytes);
 }
 
 CopyEngine::Slot& CopyEngine::take_slot(JobKind kind, ByteRange range, Device* read_from) {
-  BLOCKFERRY_CHECK(can_start(), "no slot is free");
   BLOCKFERRY_CHECK(range.bytes > 0 && range.offset % options_.granule_bytes == 0, "a job off the granules");
-  BLOCKFERRY_CHECK(kind == JobKind::zero || range.bytes <= options_.io_bytes, "a job larger than a buffer");
+  BLOCKFERRY_CHECK(can_start() && (kind == JobKind::zero || range.bytes <= room()), "no slot is free for it");
   for (const auto& other : slots_) {
     const bool overlaps =
         other->busy && other->range.offset < range.end() && range.offset < other->range.end();
     BLOCKFERRY_CHECK(!overlaps, "invariant 5: two copies of one granule in flight");
   }
-  Slot& slot = *free_slots_.back();
-  free_slots_.pop_back();
+  const bool small =
+      !free_small_slots_.empty() && (kind == JobKind::zero || range.bytes <= options_.small_io_bytes);
+  auto& free = small ? free_small_slots_ : free_slots_;
+  Slot& slot = *free.back();
+  free.pop_back();
+  if (kind != JobKind::zero) bytes_in_flight_ += range.bytes;
   slot.busy = true;
   slot.kind = kind;
   slot.range = range;
@@ -392,7 +400,8 @@ void CopyEngine::finish_job(Slot& slot) {
   (results_ != nullptr ? *results_ : early_results_).push_back(std::move(slot.result));
   slot.works_used = 0;
   slot.busy = false;
-  free_slots_.push_back(&slot);
+  if (slot.kind != JobKind::zero) bytes_in_flight_ -= slot.range.bytes;
+  (slot.small ? free_small_slots_ : free_slots_).push_back(&slot);
 }
 
 // Flushing.
@@ -468,7 +477,7 @@ bool CopyEngine::target_dropped(std::size_t index) const {
 }
 
 std::size_t CopyEngine::jobs_in_flight() const {
-  return slots_.size() - free_slots_.size() + early_results_.size();
+  return slots_.size() - free_slots_.size() - free_small_slots_.size() + early_results_.size();
 }
 
 std::vector<ByteRange> CopyEngine::ranges_in_flight() const {

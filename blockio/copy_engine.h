@@ -27,7 +27,10 @@ namespace blockferry {
 struct CopyEngineOptions {
   std::uint64_t granule_bytes = 4 * KiB;  ///< a power of two, at least 4096
   std::uint64_t io_bytes = 1 * MiB;       ///< the largest read; a multiple of granule_bytes
-  unsigned depth = 16;                    ///< jobs in flight; memory is io_bytes × depth
+  unsigned depth = 16;                    ///< jobs of that size in flight
+  /// As many more jobs, of up to small_io_bytes each: scattered granules need a deep queue, not much memory.
+  unsigned small_depth = 0;
+  static constexpr std::uint64_t small_io_bytes = 64 * KiB;
   bool checksums = true;  ///< false: checksums are not computed (results hold none), zeroes still are found
   bool skip_unreadable = false;  ///< unreadable granules become zeroes on the targets and are listed
 };
@@ -76,10 +79,12 @@ class CopyEngine {
   CopyEngine(const CopyEngine&) = delete;
   CopyEngine& operator=(const CopyEngine&) = delete;
 
-  /// A slot is free. Zero jobs take a slot too.
-  bool can_start() const;
-  /// Precondition: can_start(); range granule-aligned but for the end of the source; at most io_bytes (copy,
-  /// checksum); no job in flight overlaps it (invariant 5, asserted).
+  /// The largest copy or checksum job for which a slot is free: io_bytes, small_io_bytes or 0. Zero jobs take
+  /// a slot too, of either size.
+  std::uint64_t room() const;
+  bool can_start() const { return room() > 0; }
+  /// Precondition: room() for it; range granule-aligned but for the end of the source; no job in flight
+  /// overlaps it (invariant 5, asserted).
   void start_copy(ByteRange range);
   void start_checksum(Device& device, ByteRange range);
   void start_zero(ByteRange range);
@@ -99,6 +104,7 @@ class CopyEngine {
   bool target_dropped(std::size_t index) const;
 
   std::size_t jobs_in_flight() const;
+  std::uint64_t bytes_in_flight() const { return bytes_in_flight_; }  ///< of copy and checksum jobs
   /// Ranges of the jobs in flight (for checkpoints: they are neither dirty nor copied).
   std::vector<ByteRange> ranges_in_flight() const;
   /// Age of the oldest request that the kernel has not given back, and its device: to report devices that
@@ -146,7 +152,8 @@ class CopyEngine {
   std::byte* const zeroes_;            ///< io_bytes of zeroes, in the registered memory
 
   std::vector<std::unique_ptr<Slot>> slots_;
-  std::vector<Slot*> free_slots_;
+  std::vector<Slot*> free_slots_, free_small_slots_;
+  std::uint64_t bytes_in_flight_ = 0;
   std::vector<bool> dropped_;                      ///< by target
   std::vector<bool> zero_unsupported_;             ///< by target: found out by trying
   std::vector<std::unique_ptr<Request>> flushes_;  ///< by target

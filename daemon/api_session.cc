@@ -30,7 +30,10 @@ constexpr std::size_t linger_bytes_max = 4 << 20;
 constexpr auto write_timeout = std::chrono::seconds(30);
 constexpr auto linger_timeout = std::chrono::seconds(1);
 constexpr auto refused_timeout = std::chrono::seconds(2);
-constexpr auto settle_poll_interval = std::chrono::milliseconds(10);
+// Waits are looked after more and more seldom: the answer is late by a hundredth of the wait.
+constexpr auto settle_poll_min = std::chrono::microseconds(500),
+               settle_poll_max = std::chrono::microseconds(10000);
+constexpr int settle_poll_share = 100;
 
 ApiResponse response_to_bad_request(const error_code& error, bool timed_out) {
   const char* operation = "read the request";
@@ -101,7 +104,7 @@ class ApiSession : public std::enable_shared_from_this<ApiSession> {
   std::optional<http::request_parser<http::string_body>> parser_;
   http::response<http::string_body> response_;
   ApiRequest request_;
-  SteadyClock::time_point wait_until_;
+  SteadyClock::time_point wait_since_;
   std::array<char, 4096> discarded_{};
 };
 
@@ -189,7 +192,7 @@ void ApiSession::route() {
   if (!routed) return respond(std::move(routed.error()));
   request_ = std::move(*routed);
   if (request_.wait_ms == 0) return answer();
-  wait_until_ = SteadyClock::now() + std::chrono::milliseconds(request_.wait_ms);
+  wait_since_ = SteadyClock::now();
   poll_settled();
 }
 
@@ -203,8 +206,10 @@ bool ApiSession::settled() {
 
 /// Waits without holding a thread: other requests go on meanwhile.
 void ApiSession::poll_settled() {
-  if (settled() || SteadyClock::now() >= wait_until_ || shared_.stopping) return answer();
-  timer_.expires_after(settle_poll_interval);
+  const SteadyClock::duration waited = SteadyClock::now() - wait_since_;
+  if (settled() || waited >= std::chrono::milliseconds(request_.wait_ms) || shared_.stopping) return answer();
+  timer_.expires_after(
+      std::clamp<SteadyClock::duration>(waited / settle_poll_share, settle_poll_min, settle_poll_max));
   timer_.async_wait([self = shared_from_this()](const error_code& error) {
     if (error || peer_gone(self->socket_.native_handle())) return self->close();
     self->poll_settled();

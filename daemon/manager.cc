@@ -120,7 +120,7 @@ void Manager::start_queued() {
             [](auto* a, auto* b) { return a->record.status.created_at < b->record.status.created_at; });
   for (auto* entry : queued) {
     if (!fits(entry->record)) return;
-    auto environment = make_real_environment(state_, options_.io_engine, entry->after_restart);
+    auto environment = make_real_environment(state_, buffers_, options_.io_engine, entry->after_restart);
     RunLimits limits = options_.limits;
     limits.metrics = &metrics_;
     entry->active = std::make_shared<Run>(entry->record, std::move(environment), limits, [this] {

@@ -91,6 +91,7 @@ class Manager : public Control {
   RunRecord new_record(const RunRequest& request, const PreflightReport& report, const RunRecord* base);
 
   StateDirectory& state_;
+  BufferPool buffers_;
   const ManagerOptions options_;
   Metrics metrics_;
 

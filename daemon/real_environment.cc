@@ -23,11 +23,12 @@ class ThreadTask : public BackgroundTask {
 
 class RealEnvironment : public RunEnvironment {
  public:
-  RealEnvironment(StateDirectory& state, IoEngine engine, bool after_restart)
-      : state_(state), engine_(engine), after_restart_(after_restart) {}
+  RealEnvironment(StateDirectory& state, BufferPool& buffers, IoEngine engine, bool after_restart)
+      : state_(state), buffers_(buffers), engine_(engine), after_restart_(after_restart) {}
 
   Clock& clock() override { return system_clock(); }
   StateDirectory& state() override { return state_; }
+  BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
     return std::make_unique<ThreadTask>(std::move(job));
@@ -38,6 +39,7 @@ class RealEnvironment : public RunEnvironment {
   FileDeviceOptions target_options(const RunRecord& record) const;
 
   StateDirectory& state_;
+  BufferPool& buffers_;
   const IoEngine engine_;
   const bool after_restart_;
 };
@@ -72,7 +74,8 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   const auto engine_options =
       engine_options_for(request, record.status.granule_bytes, record.status.bytes_total);
   // A job may have a request for each of its runs of zeroes and data, and for each target.
-  auto queue = make_file_queue(*engine, engine_options.depth * unsigned(2 + record.status.targets.size()));
+  auto queue = make_file_queue(*engine, (engine_options.depth + engine_options.small_depth) *
+                                            unsigned(2 + record.status.targets.size()));
   if (!queue) return fail(queue.error());
   RunDevices devices;
   devices.io_engine = (*queue)->name();
@@ -95,9 +98,9 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
 
 }  // namespace
 
-std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, IoEngine engine,
-                                                      bool after_restart) {
-  return std::make_unique<RealEnvironment>(state, engine, after_restart);
+std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
+                                                      IoEngine engine, bool after_restart) {
+  return std::make_unique<RealEnvironment>(state, buffers, engine, after_restart);
 }
 
 }  // namespace blockferry

@@ -9,9 +9,9 @@
 
 namespace blockferry {
 
-/// `state` outlives the environment. `engine` is what ferryd was told; a run's own choice goes before it.
-/// `after_restart`: an earlier process may still hold the devices for a while.
-std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, IoEngine engine,
-                                                      bool after_restart);
+/// `state` and `buffers` outlive the environment. `engine` is what ferryd was told; a run's own choice goes
+/// before it. `after_restart`: an earlier process may still hold the devices for a while.
+std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
+                                                      IoEngine engine, bool after_restart);
 
 }  // namespace blockferry

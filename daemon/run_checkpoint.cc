@@ -15,9 +15,8 @@ namespace blockferry {
 
 namespace {
 
-// Holes are copied by the TiB in moments: their bits are not left to grow in memory until the interval is
-// over.
-constexpr std::uint64_t copied_granules_max = 64 * MiB;
+// Each takes 16 bytes. Reached by copying single granules at more than 200,000 a second.
+constexpr std::size_t copied_ranges_max = 1 << 20;
 
 // The first checkpoint makes a begun run's state files durable. Runs shorter than this make one at their end
 // only.
@@ -29,7 +28,7 @@ bool RunCore::checkpoint_due() const {
   if (checkpoint_under_way()) return false;
   if (phase_done_ || ending_ != Ending::none) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
   if (record_.paused) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
-  if (volume_->copied_count() >= copied_granules_max) return true;
+  if (volume_->copied_ranges() >= copied_ranges_max) return true;
   const bool first = saved_record_.status.started_at == 0;
   const Nanoseconds interval =
       first ? std::min(first_checkpoint_after, limits_.checkpoint_interval) : limits_.checkpoint_interval;

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <bit>
 
-#include <sys/mman.h>
-
 #include "bitmap/checksum_tracker.h"
 #include "blockio/base/check.h"
 
@@ -13,12 +11,11 @@ namespace blockferry {
 
 namespace {
 
-constexpr std::uint64_t default_io_bytes = 1 * MiB;
-constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;  // past the cache's size copying slows
-constexpr unsigned default_depth = 16;
+constexpr std::uint64_t default_io_bytes = 2 * MiB;
+constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;
+constexpr unsigned depth_max = 64, small_depth = 32;
 constexpr unsigned extra_passes_max = 3;
 constexpr Nanoseconds status_interval = std::chrono::milliseconds(5);  // more often than anybody looks
-constexpr std::size_t huge_page_bytes = 2 * MiB;
 
 }  // namespace
 
@@ -37,34 +34,15 @@ CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t gr
       std::min(options.io_bytes, round_up(std::max<std::uint64_t>(bytes_total, 1), granule_bytes));
   options.depth = request.queue_depth;
   if (options.depth == 0) {
-    options.depth = std::clamp(unsigned(in_flight_bytes_max / options.io_bytes), 2U, 4 * default_depth);
+    options.depth = std::clamp(unsigned(in_flight_bytes_max / options.io_bytes), 2U, depth_max);
+    options.small_depth = small_depth;
   }
   const std::uint64_t jobs = std::max<std::uint64_t>(1, divide_up(bytes_total, options.io_bytes));
   options.depth = unsigned(std::min<std::uint64_t>(options.depth, jobs));
+  if (options.granule_bytes > CopyEngineOptions::small_io_bytes || jobs == 1) options.small_depth = 0;
   options.skip_unreadable = request.on_read_error == OnReadError::skip;
   return options;
 }
-
-/// Anonymous memory in huge pages where they are to be had: the kernel then splits each I/O into far fewer
-/// pieces.
-struct RunCore::Memory {
-  explicit Memory(std::size_t bytes) : length(round_up(bytes, huge_page_bytes) + huge_page_bytes) {
-    address = ::mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) return;
-    const auto start = round_up(reinterpret_cast<std::uintptr_t>(address), huge_page_bytes);
-    usable = {reinterpret_cast<std::byte*>(start), bytes};
-    if (bytes >= huge_page_bytes) ::madvise(usable.data(), round_up(bytes, huge_page_bytes), MADV_HUGEPAGE);
-  }
-  ~Memory() {
-    if (address != MAP_FAILED) ::munmap(address, length);
-  }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  const std::size_t length;
-  void* address;
-  std::span<std::byte> usable;
-};
 
 RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits& limits)
     : environment_(environment),
@@ -112,9 +90,10 @@ Result<void> RunCore::open_devices() {
   if (!devices) return fail(devices.error());
   devices_ = std::move(*devices);
   record_.status.io_engine = devices_.io_engine;
-  memory_ = std::make_unique<Memory>(round_up(CopyEngine::memory_bytes(engine_options_), 4096));
-  if (memory_->address == MAP_FAILED) return fail(error_from_errno(ENOMEM, "allocate buffers", ""));
-  return devices_.queue->register_memory(memory_->usable);
+  auto buffers = environment_.buffers().take(round_up(CopyEngine::memory_bytes(engine_options_), 4096));
+  if (!buffers) return fail(buffers.error());
+  buffers_ = std::move(*buffers);
+  return devices_.queue->register_memory(buffers_->memory());
 }
 
 /// A run goes on only with the volumes that it began with.
@@ -164,7 +143,7 @@ void RunCore::make_engine() {
   for (const auto& target : devices_.targets) stand_in = stand_in == nullptr ? target.get() : stand_in;
   BLOCKFERRY_CHECK(stand_in != nullptr, "a run without any device");
   for (const auto& target : devices_.targets) targets.push_back(target != nullptr ? target.get() : stand_in);
-  engine_ = std::make_unique<CopyEngine>(*devices_.queue, clock_, *stand_in, targets, memory_->usable,
+  engine_ = std::make_unique<CopyEngine>(*devices_.queue, clock_, *stand_in, targets, buffers_->memory(),
                                          engine_options_);
   for (std::size_t i = 0; i < devices_.targets.size(); ++i) {
     if (devices_.targets[i] == nullptr) engine_->drop_target(i);
@@ -273,10 +252,25 @@ void RunCore::enter_verifying() {
   }
 }
 
+void RunCore::note_pass() {
+  if (limits_.metrics != nullptr) limits_.metrics->add_pass(current_pass().kind);
+}
+
+/// Whether nothing of the run comes after this phase: then the checkpoint of the run's end serves for the
+/// phase's, too.
+bool RunCore::is_last_phase() {
+  if (record_.phase == RunPhase::verifying) {
+    auto next = record_.verify_target + 1;
+    while (next < devices_.targets.size() && engine_->target_dropped(next)) ++next;
+    return next >= devices_.targets.size();
+  }
+  return record_.phase == RunPhase::copying && !record_.status.request.verify &&
+         (record_.status.tracker == "none" || devices_.source->change_stamp() == record_.source_stamp);
+}
+
 /// The phase's work is done and committed: what comes next.
 void RunCore::phase_finished() {
-  if (limits_.metrics != nullptr && record_.phase == RunPhase::copying)
-    limits_.metrics->add_pass(current_pass().kind);
+  if (record_.phase == RunPhase::copying) note_pass();
   phase_done_ = false;
   quiet_checkpoint_ = false;
   switch (record_.phase) {
@@ -363,7 +357,7 @@ void RunCore::finish() {
   if (!hung) {
     engine_.reset();
     devices_.release();
-    memory_.reset();
+    buffers_.reset();
   }
   switch (ending_) {
     case Ending::completed:
@@ -467,7 +461,10 @@ void RunCore::advance() {
     const bool collected =
         record_.phase == RunPhase::collecting && tracker_->collected() >= volume_->geometry().granule_count();
     const bool copied = record_.phase == RunPhase::copying && volume_->dirty().empty();
-    if (verified || collected || copied) {
+    if ((verified || copied) && is_last_phase()) {
+      if (copied) note_pass();
+      end(Ending::completed);
+    } else if (verified || collected || copied) {
       phase_done_ = true;
       quiet_checkpoint_ = false;
     }

@@ -83,7 +83,9 @@ class RunCore {
   void enter_collecting(PassKind kind);
   void enter_copying();
   void enter_verifying();
+  bool is_last_phase();
   void phase_finished();
+  void note_pass();
   void end(Ending ending);
   void fail_run(Error error);
   void save_end();
@@ -94,6 +96,7 @@ class RunCore {
 
   // run_data_path.cc: what is read and written
   void start_work();
+  bool may_start(std::uint64_t bytes);
   void collect_more();
   void copy_more();
   void verify_more();
@@ -105,6 +108,7 @@ class RunCore {
   };
   std::optional<Claim> next_claim();
   std::uint64_t hole_granules(Device& device, std::uint64_t granule);
+  std::uint64_t data_granules(std::uint64_t granule) const;
   void finished_job(JobResult& result);
   void finished_collecting(const JobResult& result, GranuleRange range);
   void finished_copying(const JobResult& result, GranuleRange range);
@@ -117,6 +121,7 @@ class RunCore {
   // run_progress.cc: what is published
   void update_status();
   void update_estimate();
+  void adapt_depth(const CopyEngineStats& stats);
   void watch_for_stalls();
   std::uint64_t work_left() const;
 
@@ -141,10 +146,10 @@ class RunCore {
   std::unique_ptr<VolumeState> volume_;
   std::unique_ptr<Tracker> tracker_;
   RunDevices devices_;
-  struct Memory;  ///< the engine's buffers
-  std::unique_ptr<Memory> memory_;
+  std::unique_ptr<Buffers> buffers_;
   std::unique_ptr<CopyEngine> engine_;
   CopyEngineOptions engine_options_;
+  std::uint64_t in_flight_bytes_max_ = 0;
 
   Ending ending_ = Ending::none;
   std::optional<Nanoseconds> leave_at_;  ///< asked to cancel or stop: hung I/O is waited for until then

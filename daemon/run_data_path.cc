@@ -29,13 +29,21 @@ void RunCore::start_work() {
   }
 }
 
+/// Whether a job of `bytes` may be started now: there is a buffer, what is in flight stays within its bound,
+/// and the rate allows it.
+bool RunCore::may_start(std::uint64_t bytes) {
+  const std::uint64_t in_flight = engine_->bytes_in_flight();
+  return engine_->can_start() && engine_->room() >= bytes &&
+         (in_flight == 0 || in_flight + bytes <= in_flight_bytes_max_) && limiter_.may_start(clock_.now());
+}
+
 // Collecting: the tracker says what it wants read; holes of the source are answered without reading.
 
 void RunCore::collect_more() {
   const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
   const auto& geometry = volume_->geometry();
   unsigned holes = 0;
-  while (engine_->can_start() && limiter_.may_start(clock_.now())) {
+  while (may_start(engine_options_.io_bytes)) {
     const auto range = tracker_->next_read(count_max);
     if (!range) return;
     if (collect_hole(*range)) {
@@ -67,7 +75,7 @@ bool RunCore::collect_hole(GranuleRange range) {
 // Copying: claims of dirty granules, in order and round again.
 
 void RunCore::copy_more() {
-  while (engine_->can_start() && limiter_.may_start(clock_.now())) {
+  while (may_start(0)) {
     const auto claim = next_claim();
     if (!claim) return;
     const ByteRange bytes = volume_->geometry().bytes_of(claim->range);
@@ -81,14 +89,17 @@ void RunCore::copy_more() {
   }
 }
 
-/// Invariant 1: the dirty bit is cleared here, before anything is read.
+/// Invariant 1: the dirty bit is cleared here, before anything is read. Nothing: all is clean, or what comes
+/// next must wait for a larger buffer.
 std::optional<RunCore::Claim> RunCore::next_claim() {
-  auto found = volume_->dirty().find(copy_cursor_, 1);
-  if (!found && copy_cursor_ > 0) found = volume_->dirty().find(0, 1);
+  const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
+  auto found = volume_->dirty().find(copy_cursor_, count_max);
+  if (!found && copy_cursor_ > 0) found = volume_->dirty().find(0, count_max);
   if (!found) return std::nullopt;
   const std::uint64_t hole = hole_granules(*devices_.source, found->first);
-  const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
-  const auto range = volume_->claim(found->first, hole > 0 ? hole : count_max);
+  const std::uint64_t count = hole > 0 ? hole : std::min(found->count, data_granules(found->first));
+  if (hole == 0 && !may_start(count * engine_options_.granule_bytes)) return std::nullopt;
+  const auto range = volume_->claim(found->first, count);
   BLOCKFERRY_CHECK(range && range->first == found->first, "a dirty granule was claimed by somebody else");
   return Claim{*range, hole > 0};
 }
@@ -100,12 +111,24 @@ std::uint64_t RunCore::hole_granules(Device& device, std::uint64_t granule) {
   const std::uint64_t offset = granule * geometry.granule_bytes;
   if (region_.device != &device || offset < region_.begin || offset >= region_.region.end) {
     const auto region = device.region_at(offset);
-    region_ = {&device, offset, region && region->end > offset ? *region : DeviceRegion{false, offset + 1}};
+    region_ = {
+        &device, offset,
+        region && region->end > offset ? *region : DeviceRegion{false, offset + engine_options_.io_bytes}};
   }
   if (!region_.region.hole) return 0;
   const std::uint64_t end = std::min({region_.region.end, geometry.bytes, offset + hole_bytes_max});
   if (end - offset < device.info().zero_run_bytes_min && end < geometry.bytes) return 0;
   return end == geometry.bytes ? geometry.granule_count() - granule : (end - offset) / geometry.granule_bytes;
+}
+
+/// How many granules one read takes from this one on, which is data: no more than there is data of, since
+/// holes are cheaper.
+std::uint64_t RunCore::data_granules(std::uint64_t granule) const {
+  const auto& geometry = volume_->geometry();
+  const std::uint64_t count_max = engine_options_.io_bytes / geometry.granule_bytes;
+  if (region_.region.hole) return count_max;  // a small one, not worth its own request
+  const std::uint64_t data_end = divide_up(region_.region.end, geometry.granule_bytes);
+  return std::clamp<std::uint64_t>(data_end - granule, 1, count_max);
 }
 
 // Verifying: each target that did not fail, from its first granule to its last.
@@ -114,8 +137,7 @@ void RunCore::verify_more() {
   const auto& geometry = volume_->geometry();
   const std::uint64_t count_max = engine_options_.io_bytes / engine_options_.granule_bytes;
   unsigned holes = 0;
-  while (verify_next_ < geometry.granule_count() && engine_->can_start() &&
-         limiter_.may_start(clock_.now())) {
+  while (verify_next_ < geometry.granule_count() && may_start(engine_options_.io_bytes)) {
     if (engine_->target_dropped(record_.verify_target)) return;
     if (verify_hole()) {
       if (ending_ != Ending::none || ++holes == 64) return;
@@ -278,6 +300,7 @@ void RunCore::target_failed(std::size_t index, const Error& error) {
   if (!saved) return fail_run(saved.error());
   record_.target_lags[index] = true;
   lag_unsaved_ = true;
+  if (ending_ == Ending::completed) fail_run(error);  // in the last flush
 }
 
 }  // namespace blockferry

@@ -14,6 +14,7 @@
 #include "blockio/copy_engine.h"
 #include "blockio/device.h"
 #include "blockio/io_queue.h"
+#include "daemon/buffer_pool.h"
 #include "daemon/run_record.h"
 
 namespace blockferry {
@@ -50,6 +51,7 @@ class RunEnvironment {
   virtual StateDirectory& state() = 0;
   /// Called on the run's own thread, which also uses what it returns.
   virtual Result<RunDevices> open_devices(const RunRecord& record) = 0;
+  virtual BufferPool& buffers() = 0;
   virtual std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) = 0;
 };
 

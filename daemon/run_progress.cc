@@ -12,6 +12,18 @@ double seconds(Nanoseconds duration) {
   return std::chrono::duration<double>(duration).count();
 }
 
+constexpr std::uint64_t in_flight_bytes_quick = 8 * MiB, in_flight_bytes_slow = 16 * MiB;
+
+/// Of the requests that ended between the two; 0 where none did.
+double mean_latency_seconds(const CopyEngineStats& from, const CopyEngineStats& to) {
+  std::uint64_t count = 0;
+  for (std::size_t i = 0; i < CopyEngineStats::latency_buckets; ++i)
+    count += to.read_latency[i] - from.read_latency[i] + to.write_latency[i] - from.write_latency[i];
+  const double sum = to.read_latency_seconds_sum - from.read_latency_seconds_sum +
+                     to.write_latency_seconds_sum - from.write_latency_seconds_sum;
+  return count > 0 ? sum / double(count) : 0;
+}
+
 }  // namespace
 
 std::uint64_t RunCore::work_left() const {
@@ -48,6 +60,7 @@ void RunCore::update_status() {
   const CopyEngineStats& stats = engine_->stats();
   status.bytes_read += stats.bytes_read - stats_seen_.bytes_read;
   if (limits_.metrics != nullptr) limits_.metrics->add_io(stats_seen_, stats);
+  adapt_depth(stats);
   stats_seen_ = stats;
   status.granules_dirty = volume_->dirty().count();
   status.io_in_flight = unsigned(engine_->jobs_in_flight());
@@ -67,6 +80,20 @@ void RunCore::update_status() {
   pass_clock_ = status_updated_ = clock_.now();
   update_estimate();
   watch_for_stalls();
+}
+
+/// Devices that answer quickly are copied faster through the processor's cache than past it; those that take
+/// their time need more of it under way. `stats`: since stats_seen_.
+void RunCore::adapt_depth(const CopyEngineStats& stats) {
+  const auto& request = record_.status.request;
+  if (request.queue_depth != 0 || request.io_size_bytes != 0) {
+    in_flight_bytes_max_ = UINT64_MAX;  // as the user chose
+    return;
+  }
+  constexpr double slow_seconds = 0.004, quick_seconds = 0.002;
+  const double mean = mean_latency_seconds(stats_seen_, stats);
+  if (mean > slow_seconds) in_flight_bytes_max_ = in_flight_bytes_slow;
+  if (mean < quick_seconds) in_flight_bytes_max_ = in_flight_bytes_quick;
 }
 
 void RunCore::update_estimate() {

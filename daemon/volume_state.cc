@@ -21,9 +21,30 @@ constexpr std::uint64_t pages_per_lag_commit = 256;  // bounds memory: 1 MiB at 
 
 void set_bits(GranuleRange range, BitmapPage& page) {
   const std::uint64_t start = page.index * ChangeBitmap::page_bits;
-  const std::uint64_t first = std::max(range.first, start);
-  const std::uint64_t end = std::min(range.end(), start + ChangeBitmap::page_bits);
-  for (std::uint64_t at = first; at < end; ++at) page.words[(at - start) / 64] |= 1ULL << ((at - start) % 64);
+  const std::uint64_t first = std::max(range.first, start) - start;
+  const std::uint64_t end = std::min(range.end(), start + ChangeBitmap::page_bits) - start;
+  for (std::uint64_t at = first; at < end;) {
+    const std::uint64_t count = std::min(end - at, 64 - at % 64);
+    page.words[at / 64] |= (count == 64 ? ~0ULL : (1ULL << count) - 1) << (at % 64);
+    at += count;
+  }
+}
+
+/// In those of the pages, which are in order, that the ranges touch.
+template <typename Ranges>
+void set_bits(const Ranges& ranges, std::vector<BitmapPage>& pages) {
+  for (const GranuleRange& range : ranges) {
+    auto page =
+        std::lower_bound(pages.begin(), pages.end(), range.first / ChangeBitmap::page_bits,
+                         [](const BitmapPage& each, std::uint64_t index) { return each.index < index; });
+    for (; page != pages.end() && page->index * ChangeBitmap::page_bits < range.end(); ++page)
+      set_bits(range, *page);
+  }
+}
+
+bool has_bits(const BitmapPage& page) {
+  return std::any_of(std::begin(page.words), std::end(page.words),
+                     [](std::uint64_t word) { return word != 0; });
 }
 
 }  // namespace
@@ -34,8 +55,6 @@ VolumeState::VolumeState(const VolumeGeometry& geometry, std::unique_ptr<BitmapF
       bitmap_file_(std::move(bitmap_file)),
       checksums_(std::move(checksums)),
       dirty_(geometry.granule_count()),
-      copied_now_(std::make_unique<ChangeBitmap>(geometry.granule_count())),
-      copied_flushing_(std::make_unique<ChangeBitmap>(geometry.granule_count())),
       touched_(dirty_.page_count()) {}
 
 Result<std::unique_ptr<VolumeState>> VolumeState::create(StateDirectory& state, const std::string& volume_id,
@@ -74,7 +93,7 @@ Result<void> VolumeState::record_copied(GranuleRange range, std::span<const std:
     give_back(range);  // it was copied, but without its record it cannot become synced
     return recorded;
   }
-  copied_now_->set(range);
+  copied_now_.add(range);
   return {};
 }
 
@@ -99,13 +118,8 @@ void VolumeState::note_collected(std::uint64_t first, std::uint64_t end) {
 }
 
 void VolumeState::begin_checkpoint() {
-  if (copied_flushing_->empty()) std::swap(copied_now_, copied_flushing_);
-  for (std::uint64_t at = 0;;) {
-    const auto range = copied_flushing_->find(at, UINT64_MAX);
-    if (!range) break;
-    touch(*range);
-    at = range->end();
-  }
+  if (copied_flushing_.empty()) std::swap(copied_now_, copied_flushing_);
+  for (const auto& range : copied_flushing_) touch(range);
 }
 
 std::vector<GranuleRange> VolumeState::to_granules(std::span<const ByteRange> ranges) const {
@@ -114,27 +128,21 @@ std::vector<GranuleRange> VolumeState::to_granules(std::span<const ByteRange> ra
   return granules;
 }
 
-/// The page as it must be on disk once copied_flushing is synced.
-void VolumeState::unsynced_page(std::uint64_t index, std::span<const GranuleRange> in_flight,
-                                BitmapPage& page) const {
-  page.index = index;
-  dirty_.read_page(index, page.words);
-  if (copied_now_->page_has_bits(index)) {
-    std::uint64_t words[512];
-    copied_now_->read_page(index, words);
-    for (std::size_t i = 0; i < 512; ++i) page.words[i] |= words[i];
-  }
-  for (const auto& range : in_flight) set_bits(range, page);
+void VolumeState::read_dirty(std::uint64_t index, std::vector<BitmapPage>& pages) const {
+  pages.emplace_back();
+  pages.back().index = index;
+  if (dirty_.page_has_bits(index)) dirty_.read_page(index, pages.back().words);
 }
 
+/// As they must be on disk once copied_flushing is synced.
 std::vector<BitmapPage> VolumeState::pages_to_commit(std::span<const ByteRange> in_flight) {
-  const auto granules = to_granules(in_flight);
   std::vector<BitmapPage> pages;
+  pages.reserve(std::size_t(std::count(touched_.begin(), touched_.end(), true)));
   for (std::uint64_t index = 0; index < touched_.size(); ++index) {
-    if (!touched_[index]) continue;
-    pages.emplace_back();
-    unsynced_page(index, granules, pages.back());
+    if (touched_[index]) read_dirty(index, pages);
   }
+  set_bits(to_granules(in_flight), pages);
+  set_bits(copied_now_, pages);
   committing_ = std::move(touched_);
   touched_.assign(dirty_.page_count(), false);
   return pages;
@@ -151,20 +159,20 @@ Result<void> VolumeState::commit(const std::vector<BitmapPage>& pages) {
 
 void VolumeState::finish_checkpoint(bool committed) {
   if (committed) {
-    copied_flushing_->clear_all();
+    copied_flushing_.clear();
     return;
   }
   for (std::size_t i = 0; i < committing_.size(); ++i) {
     if (committing_[i]) touched_[i] = true;
   }
-  // Kept apart from copied_now: the next checkpoint takes both up, this one first.
-  while (const auto range = copied_now_->claim(0, UINT64_MAX)) copied_flushing_->set(*range);
-  std::swap(copied_now_, copied_flushing_);
+  copied_now_.add(copied_flushing_);
+  copied_flushing_.clear();
 }
 
 void VolumeState::copied_to_dirty() {
-  for (auto* copied : {copied_now_.get(), copied_flushing_.get()}) {
-    while (const auto range = copied->claim(0, UINT64_MAX)) dirty_.set(*range);
+  for (auto* copied : {&copied_now_, &copied_flushing_}) {
+    for (const auto& range : *copied) dirty_.set(range);
+    copied->clear();
   }
 }
 
@@ -177,19 +185,16 @@ Result<void> VolumeState::save_lag(StateDirectory& state, const std::string& nam
   const auto granules = to_granules(in_flight);
   std::vector<BitmapPage> pages;
   for (std::uint64_t index = 0; index < dirty_.page_count(); ++index) {
-    pages.emplace_back();
-    unsynced_page(index, granules, pages.back());
-    std::uint64_t words[512];
-    copied_flushing_->read_page(index, words);
-    for (std::size_t i = 0; i < 512; ++i) pages.back().words[i] |= words[i];
-    const bool some = std::any_of(std::begin(pages.back().words), std::end(pages.back().words),
-                                  [](std::uint64_t word) { return word != 0; });
-    if (!some) pages.pop_back();
-    if (pages.size() < pages_per_lag_commit) continue;
+    read_dirty(index, pages);
+    if (pages.size() < pages_per_lag_commit && index + 1 < dirty_.page_count()) continue;
+    set_bits(granules, pages);
+    set_bits(copied_now_, pages);
+    set_bits(copied_flushing_, pages);
+    std::erase_if(pages, [](const BitmapPage& page) { return !has_bits(page); });
     if (auto done = (*lag)->commit(pages); !done) return done;
     pages.clear();
   }
-  return (*lag)->commit(pages);  // without pages too: it makes the file durable
+  return dirty_.page_count() > 0 ? Result<void>() : (*lag)->commit({});  // the first commit makes it durable
 }
 
 Result<void> VolumeState::merge_lag(StateDirectory& state, const std::string& name) {

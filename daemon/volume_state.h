@@ -21,6 +21,7 @@
 #include "bitmap/bitmap_file.h"
 #include "bitmap/change_bitmap.h"
 #include "daemon/checksum_table.h"
+#include "daemon/copied_ranges.h"
 #include "daemon/run_record.h"
 
 namespace blockferry {
@@ -54,8 +55,8 @@ class VolumeState {
   /// Granules from `first` on, up to `end`, may have been marked by a tracker since the last commit.
   void note_collected(std::uint64_t first, std::uint64_t end);
 
-  /// Granules that the next checkpoint would take up.
-  std::uint64_t copied_count() const { return copied_now_->count(); }
+  /// Ranges of granules that the next checkpoint would take up: what they cost is memory.
+  std::size_t copied_ranges() const { return copied_now_.size(); }
 
   /// What was copied until now is to be flushed. Precondition: no checkpoint is under way.
   void begin_checkpoint();
@@ -76,7 +77,7 @@ class VolumeState {
  private:
   VolumeState(const VolumeGeometry& geometry, std::unique_ptr<BitmapFile> bitmap_file,
               std::unique_ptr<ChecksumTable> checksums);
-  void unsynced_page(std::uint64_t index, std::span<const GranuleRange> in_flight, BitmapPage& page) const;
+  void read_dirty(std::uint64_t index, std::vector<BitmapPage>& pages) const;
   void touch(GranuleRange range);
   std::vector<GranuleRange> to_granules(std::span<const ByteRange> ranges) const;
 
@@ -84,8 +85,7 @@ class VolumeState {
   std::unique_ptr<BitmapFile> bitmap_file_;
   std::unique_ptr<ChecksumTable> checksums_;
   ChangeBitmap dirty_;
-  /// Two, that change places at each checkpoint; unique_ptr only so that they can.
-  std::unique_ptr<ChangeBitmap> copied_now_, copied_flushing_;
+  CopiedRanges copied_now_, copied_flushing_;
   std::vector<bool> touched_;     ///< pages whose committed content may differ from what it must become
   bool durable_ = true;           ///< false until a new volume's first commit
   std::vector<bool> committing_;  ///< of the commit under way, to be touched again if it fails

@@ -146,6 +146,7 @@ class SimEnvironment : public RunEnvironment {
 
   Clock& clock() override { return clock_; }
   StateDirectory& state() override { return state_; }
+  BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override;
 
@@ -156,6 +157,7 @@ class SimEnvironment : public RunEnvironment {
   World& world_;
   SimClock clock_;
   StateDirectory& state_;
+  BufferPool buffers_;
   SimDisk& source_;
   const std::vector<SimDisk*> targets_;
 };

@@ -46,7 +46,7 @@ class EngineBench {
     const std::uint64_t bytes = source.info().bytes;
     for (unsigned i = 0; i < 1000000 && (next < bytes || engine->jobs_in_flight() > 0); ++i) {
       while (next < bytes && engine->can_start()) {
-        const std::uint64_t count = std::min(options.io_bytes, bytes - next);
+        const std::uint64_t count = std::min(engine->room(), bytes - next);
         engine->start_copy({next, count});
         next += count;
       }

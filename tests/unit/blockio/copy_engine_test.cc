@@ -30,6 +30,7 @@ TEST(CopyEngine, EveryTargetEndsAsTheSource) {
     options.granule_bytes = 4096ULL << random() % 3;
     options.io_bytes = options.granule_bytes * (1 + random() % 8);
     options.depth = unsigned(1 + random() % 6);
+    options.small_depth = unsigned(random() % 3);
     options.checksums = random() % 4 != 0;
     const std::size_t bytes = 1 + random() % (400 * 1024);
     EngineBench bench(seed, bytes, 1 + random() % 3, options);
@@ -99,6 +100,39 @@ TEST(CopyEngine, RangesInFlightCoverWhatWasStarted) {
   EXPECT_TRUE(bench.engine->can_start());
   bench.drain();
   EXPECT_TRUE(bench.engine->ranges_in_flight().empty());
+}
+
+TEST(CopyEngine, SmallJobsHaveBuffersOfTheirOwnAndLargeOnesGetNoneOfThem) {
+  CopyEngineOptions options;
+  options.io_bytes = 32 * 4096;
+  options.depth = 1;
+  options.small_depth = 1;
+  EngineBench bench(4, 128 * 4096, 1, options);
+  for (auto& byte : bench.source.content) byte = std::byte(6);
+  EXPECT_EQ(bench.engine->room(), options.io_bytes);
+  bench.engine->start_copy({0, 4096});  // small: the large buffer stays free
+  EXPECT_EQ(bench.engine->room(), options.io_bytes);
+  bench.engine->start_copy({64 * 4096, options.io_bytes});
+  EXPECT_EQ(bench.engine->room(), 0u);
+  EXPECT_EQ(bench.engine->bytes_in_flight(), options.io_bytes + 4096);
+  bench.drain();
+  EXPECT_EQ(bench.engine->bytes_in_flight(), 0u);
+  bench.engine->start_copy({0, options.io_bytes});
+  EXPECT_EQ(bench.engine->room(), CopyEngineOptions::small_io_bytes);
+  bench.engine->start_copy({64 * 4096, CopyEngineOptions::small_io_bytes});
+  bench.drain();
+  EXPECT_EQ(bench.targets[0]->bytes_written, 2 * options.io_bytes + 4096 + CopyEngineOptions::small_io_bytes);
+}
+
+TEST(CopyEngineDeathTest, ALargeJobDoesNotFitASmallBuffer) {
+  CopyEngineOptions options;
+  options.io_bytes = 32 * 4096;
+  options.depth = 1;
+  options.small_depth = 1;
+  EngineBench bench(4, 128 * 4096, 1, options);
+  bench.engine->start_copy({0, options.io_bytes});
+  EXPECT_DEATH(bench.engine->start_copy({64 * 4096, options.io_bytes}), "no slot is free for it");
+  bench.drain();
 }
 
 /// Takes requests without a place to keep their data, so that it can be of any size.
