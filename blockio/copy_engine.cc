@@ -27,9 +27,9 @@ namespace blockferry {
 namespace {
 
 constexpr std::uint64_t page_bytes = 4096;
-constexpr std::uint64_t zero_request_bytes_max =
-    256 * MiB;                                // bounded, so that progress and cancel stay quick
-constexpr unsigned interruptions_max = 1000;  // EINTR and EAGAIN in a row that are put up with
+constexpr std::uint64_t small_io_bytes = CopyEngineOptions::small_io_bytes;
+constexpr std::uint64_t zero_request_bytes_max = 256 * MiB;  // so that progress and cancel stay quick
+constexpr unsigned interruptions_max = 1000;                 // EINTR and EAGAIN in a row that are put up with
 
 bool is_gone(int errno_value) {
   return errno_value == ENODEV || errno_value == ENXIO || errno_value == ENOMEDIUM;
@@ -38,11 +38,6 @@ bool is_gone(int errno_value) {
 /// What a short count leaves is asked for again from a page's start: direct I/O takes nothing else.
 std::uint64_t usable_count(std::uint64_t done, std::uint64_t asked) {
   return done >= asked ? asked : done / page_bytes * page_bytes;
-}
-
-std::size_t latency_bucket(std::int64_t nanoseconds) {
-  const auto units = std::uint64_t(std::max<std::int64_t>(nanoseconds, 0)) / 8000;
-  return std::min<std::size_t>(std::size_t(std::bit_width(units)), CopyEngineStats::latency_buckets - 1);
 }
 
 Error ended_early(const Device& device, std::uint64_t offset) {
@@ -94,7 +89,7 @@ struct CopyEngine::Slot {
 };
 
 std::uint64_t CopyEngine::memory_bytes(const CopyEngineOptions& options) {
-  return options.io_bytes * (std::uint64_t(options.depth) + 1) + options.small_io_bytes * options.small_depth;
+  return options.io_bytes * (std::uint64_t(options.depth) + 1) + small_io_bytes * options.small_depth;
 }
 
 CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector<Device*> targets,
@@ -118,7 +113,7 @@ CopyEngine::CopyEngine(IoQueue& queue, Clock& clock, Device& source, std::vector
     slots_.push_back(std::make_unique<Slot>());
     Slot& slot = *slots_.back();
     slot.small = i >= options.depth;
-    slot.buffer = slot.small ? zeroes_ + options.io_bytes + options.small_io_bytes * (i - options.depth)
+    slot.buffer = slot.small ? zeroes_ + options.io_bytes + small_io_bytes * (i - options.depth)
                              : memory.data() + options.io_bytes * i;
     (slot.small ? free_small_slots_ : free_slots_).push_back(&slot);
   }
@@ -137,7 +132,7 @@ CopyEngine::~CopyEngine() {
 
 std::uint64_t CopyEngine::room() const {
   if (!free_slots_.empty()) return options_.io_bytes;
-  return free_small_slots_.empty() ? 0 : std::min(options_.io_bytes, options_.small_io_bytes);
+  return free_small_slots_.empty() ? 0 : std::min(options_.io_bytes, small_io_bytes);
 }
 
 CopyEngine::Slot& CopyEngine::take_slot(JobKind kind, ByteRange range, Device* read_from) {
@@ -148,8 +143,7 @@ CopyEngine::Slot& CopyEngine::take_slot(JobKind kind, ByteRange range, Device* r
         other->busy && other->range.offset < range.end() && range.offset < other->range.end();
     BLOCKFERRY_CHECK(!overlaps, "invariant 5: two copies of one granule in flight");
   }
-  const bool small =
-      !free_small_slots_.empty() && (kind == JobKind::zero || range.bytes <= options_.small_io_bytes);
+  const bool small = !free_small_slots_.empty() && (kind == JobKind::zero || range.bytes <= small_io_bytes);
   auto& free = small ? free_small_slots_ : free_slots_;
   Slot& slot = *free.back();
   free.pop_back();
@@ -455,12 +449,10 @@ void CopyEngine::dispatch(Request& request) {
   const std::int64_t latency = request.io.completed_at_ns - request.io.submitted_at_ns;
   switch (request.kind) {
     case Request::Kind::read:
-      ++stats_.read_latency[latency_bucket(latency)];
-      stats_.read_latency_seconds_sum += double(latency) * 1e-9;
+      stats_.reads.add(latency);
       return finished_read(*request.slot);
     case Request::Kind::write:
-      ++stats_.write_latency[latency_bucket(latency)];
-      stats_.write_latency_seconds_sum += double(latency) * 1e-9;
+      stats_.writes.add(latency);
       return finished_write(*request.work);
     case Request::Kind::flush:
       return finished_flush(request);
@@ -472,10 +464,6 @@ void CopyEngine::dispatch(Request& request) {
 void CopyEngine::drop_target(std::size_t index) {
   dropped_[index] = true;
 }
-bool CopyEngine::target_dropped(std::size_t index) const {
-  return dropped_[index];
-}
-
 std::size_t CopyEngine::jobs_in_flight() const {
   return slots_.size() - free_slots_.size() - free_small_slots_.size() + early_results_.size();
 }
@@ -492,8 +480,8 @@ std::vector<ByteRange> CopyEngine::ranges_in_flight() const {
 std::optional<CopyEngine::Oldest> CopyEngine::oldest_request() const {
   const Request* oldest = nullptr;
   const auto consider = [&](const Request& request) {
-    if (!request.in_flight) return;
-    if (oldest == nullptr || request.io.submitted_at_ns < oldest->io.submitted_at_ns) oldest = &request;
+    if (!request.in_flight || (oldest && oldest->io.submitted_at_ns <= request.io.submitted_at_ns)) return;
+    oldest = &request;
   };
   for (const auto& slot : slots_) {
     if (!slot->busy) continue;

@@ -21,6 +21,7 @@
 #include "blockio/base/error.h"
 #include "blockio/device.h"
 #include "blockio/io_queue.h"
+#include "blockio/latencies.h"
 
 namespace blockferry {
 
@@ -54,18 +55,13 @@ struct JobResult {
 
 /// Monotonic totals since the engine was made.
 struct CopyEngineStats {
-  static constexpr std::size_t latency_buckets =
-      24;  ///< bucket i: completions under 2^i × 8 µs; the last: all others
   std::uint64_t bytes_read = 0;
   std::uint64_t bytes_written = 0;
   std::uint64_t bytes_zeroed = 0;
   std::uint64_t read_errors = 0;
   std::uint64_t write_errors = 0;
   std::uint64_t retries = 0;
-  std::uint64_t read_latency[latency_buckets] = {};
-  std::uint64_t write_latency[latency_buckets] = {};
-  double read_latency_seconds_sum = 0;
-  double write_latency_seconds_sum = 0;
+  Latencies reads, writes;
 };
 
 class CopyEngine {
@@ -101,7 +97,7 @@ class CopyEngine {
 
   /// Leaves a target out from now on (it failed); its requests in flight still come back.
   void drop_target(std::size_t index);
-  bool target_dropped(std::size_t index) const;
+  bool target_dropped(std::size_t index) const { return dropped_[index]; }
 
   std::size_t jobs_in_flight() const;
   std::uint64_t bytes_in_flight() const { return bytes_in_flight_; }  ///< of copy and checksum jobs

@@ -31,7 +31,7 @@ using prometheus::Histogram;
 /// The engine's buckets: bucket i ends at 2^i × 8 µs, the last has no end.
 Histogram::BucketBoundaries latency_bounds() {
   Histogram::BucketBoundaries bounds;
-  for (std::size_t i = 0; i + 1 < CopyEngineStats::latency_buckets; ++i)
+  for (std::size_t i = 0; i + 1 < Latencies::buckets; ++i)
     bounds.push_back(std::ldexp(8e-6, static_cast<int>(i)));
   return bounds;
 }
@@ -39,12 +39,11 @@ Histogram::BucketBoundaries latency_bounds() {
 const Histogram::BucketBoundaries checkpoint_bounds{0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                                     0.25,  0.5,    1,     2.5,  5,     10,   30};
 
-void add_latencies(Histogram& histogram, const std::uint64_t* before, const std::uint64_t* now,
-                   double seconds) {
+void add_latencies(Histogram& histogram, const Latencies& before, const Latencies& now) {
   std::vector<double> increments;
-  for (std::size_t i = 0; i < CopyEngineStats::latency_buckets; ++i)
-    increments.push_back(static_cast<double>(now[i] - before[i]));
-  histogram.ObserveMultiple(increments, seconds);
+  for (std::size_t i = 0; i < Latencies::buckets; ++i)
+    increments.push_back(static_cast<double>(now.counts[i] - before.counts[i]));
+  histogram.ObserveMultiple(increments, now.seconds_sum - before.seconds_sum);
 }
 
 void add(Counter& counter, std::uint64_t before, std::uint64_t now) {
@@ -188,10 +187,8 @@ void Metrics::add_io(const CopyEngineStats& before, const CopyEngineStats& now) 
   add(parts_->read_errors, before.read_errors, now.read_errors);
   add(parts_->write_errors, before.write_errors, now.write_errors);
   add(parts_->retries, before.retries, now.retries);
-  add_latencies(parts_->read_latency, before.read_latency, now.read_latency,
-                now.read_latency_seconds_sum - before.read_latency_seconds_sum);
-  add_latencies(parts_->write_latency, before.write_latency, now.write_latency,
-                now.write_latency_seconds_sum - before.write_latency_seconds_sum);
+  add_latencies(parts_->read_latency, before.reads, now.reads);
+  add_latencies(parts_->write_latency, before.writes, now.writes);
 }
 
 void Metrics::add_verified(std::uint64_t bytes, std::uint64_t mismatches) {

@@ -16,11 +16,9 @@ constexpr std::uint64_t in_flight_bytes_quick = 8 * MiB, in_flight_bytes_slow = 
 
 /// Of the requests that ended between the two; 0 where none did.
 double mean_latency_seconds(const CopyEngineStats& from, const CopyEngineStats& to) {
-  std::uint64_t count = 0;
-  for (std::size_t i = 0; i < CopyEngineStats::latency_buckets; ++i)
-    count += to.read_latency[i] - from.read_latency[i] + to.write_latency[i] - from.write_latency[i];
-  const double sum = to.read_latency_seconds_sum - from.read_latency_seconds_sum +
-                     to.write_latency_seconds_sum - from.write_latency_seconds_sum;
+  const std::uint64_t count = to.reads.count() + to.writes.count() - from.reads.count() - from.writes.count();
+  const double sum =
+      to.reads.seconds_sum + to.writes.seconds_sum - from.reads.seconds_sum - from.writes.seconds_sum;
   return count > 0 ? sum / double(count) : 0;
 }
 

@@ -63,10 +63,10 @@ TEST(Metrics, CountersAddWhatHappenedBetweenReadings) {
 TEST(Metrics, LatencyBucketsAreTheEngines) {
   Metrics metrics;
   CopyEngineStats before, now;
-  now.read_latency[0] = 1;
-  now.read_latency[3] = 2;
-  now.read_latency[CopyEngineStats::latency_buckets - 1] = 4;
-  now.read_latency_seconds_sum = 1.5;
+  now.reads.counts[0] = 1;
+  now.reads.counts[3] = 2;
+  now.reads.counts[Latencies::buckets - 1] = 4;
+  now.reads.seconds_sum = 1.5;
   metrics.add_io(before, now);
   const auto text = metrics.text({});
   const auto bucket = [&](const std::string& bound) {
