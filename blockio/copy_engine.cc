@@ -29,7 +29,8 @@ namespace {
 constexpr std::uint64_t page_bytes = 4096;
 constexpr std::uint64_t small_io_bytes = CopyEngineOptions::small_io_bytes;
 constexpr std::uint64_t zero_request_bytes_max = 256 * MiB;  // so that progress and cancel stay quick
-constexpr unsigned interruptions_max = 1000;                 // EINTR and EAGAIN in a row that are put up with
+constexpr std::uint64_t poll_bytes_max = 512 * KiB;
+constexpr unsigned interruptions_max = 1000;  // EINTR and EAGAIN in a row that are put up with
 
 bool is_gone(int errno_value) {
   return errno_value == ENODEV || errno_value == ENXIO || errno_value == ENOMEDIUM;
@@ -421,10 +422,6 @@ void CopyEngine::finished_flush(Request& request) {
   if (--flushes_left_ == 0) flush_finished_ = true;
 }
 
-bool CopyEngine::flush_in_flight() const {
-  return flushes_left_ > 0;
-}
-
 std::optional<std::vector<std::optional<Error>>> CopyEngine::take_flush_result() {
   if (!flush_finished_) return std::nullopt;
   flush_finished_ = false;
@@ -435,12 +432,17 @@ std::optional<std::vector<std::optional<Error>>> CopyEngine::take_flush_result()
 
 void CopyEngine::poll(Nanoseconds timeout, std::vector<JobResult>& results) {
   for (auto& result : early_results_) results.push_back(std::move(result));
-  const bool any_early = !early_results_.empty();
+  const bool at_once = !early_results_.empty() || !completed_.empty();
   early_results_.clear();
   results_ = &results;
-  completed_.clear();
-  queue_.wait(any_early ? Nanoseconds(0) : timeout, completed_);
-  for (IoRequest* io : completed_) dispatch(*static_cast<Request*>(io->owner));
+  queue_.wait(at_once ? Nanoseconds(0) : timeout, completed_);
+  // Checksums take time: what they let start goes to the devices before the next ones are computed.
+  std::size_t count = 0;
+  for (std::uint64_t bytes = 0; count < completed_.size() && bytes < poll_bytes_max; ++count) {
+    bytes += completed_[count]->bytes;
+    dispatch(*static_cast<Request*>(completed_[count]->owner));
+  }
+  completed_.erase(completed_.begin(), completed_.begin() + std::ptrdiff_t(count));
   results_ = nullptr;
 }
 

@@ -91,7 +91,7 @@ class CopyEngine {
   /// Flushes every target that is not failed. Asked for once at a time; flush_done() tells when, with one
   /// entry a target.
   void start_flush();
-  bool flush_in_flight() const;
+  bool flush_in_flight() const { return flushes_left_ > 0; }
   /// The finished flush's outcome, once; nothing while none has finished.
   std::optional<std::vector<std::optional<Error>>> take_flush_result();
 

@@ -14,6 +14,7 @@
 #include "blockio/copy_engine.h"
 #include "blockio/file_device.h"
 #include "blockio/io_queue.h"
+#include "daemon/buffer_pool.h"
 
 namespace blockferry {
 
@@ -55,15 +56,17 @@ void copy_all(CopyEngine& engine, std::uint64_t volume_bytes, std::uint64_t io_b
 /// Seconds from opening the devices to their being flushed.
 double measure(const char* source_path, const char* target_path, bool checksums) {
   CopyEngineOptions options;
+  options.io_bytes = 2 * MiB;  // as ferryd does it on quick devices
+  options.depth = 4;
   options.checksums = checksums;
   const auto queue = must(make_file_queue(IoEngine::automatic, options.depth * 3));
   FileDeviceOptions target_options;
   target_options.role = DeviceRole::target;
   const auto source = must(open_file_device(*queue, source_path, {}));
   const auto target = must(open_file_device(*queue, target_path, target_options));
-  const std::size_t bytes = round_up(CopyEngine::memory_bytes(options), 4096);
-  const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(4096, bytes), std::free);
-  const std::span<std::byte> span(static_cast<std::byte*>(memory.get()), bytes);
+  BufferPool pool;
+  const auto buffers = must(pool.take(round_up(CopyEngine::memory_bytes(options), 4096)));
+  const auto span = buffers->memory();
   std::fill(span.begin(), span.end(), std::byte{0});
   if (auto done = queue->register_memory(span); !done) must(Result<int>(fail(done.error())));
 
