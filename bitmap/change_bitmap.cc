@@ -154,18 +154,23 @@ void ChangeBitmap::raise_above(std::size_t level, std::uint64_t word) {
     at(levels_[level].words[word / word_bits]).fetch_or(1ULL << (word % word_bits));
 }
 
-/// How many bits were set. In a word full of marks no marker can add one, so it need not be exchanged: a
-/// plain store loses nothing, and the caller's fence orders it.
-std::uint64_t ChangeBitmap::clear_word(std::uint64_t& word, std::uint64_t mask) {
-  if (mask != ~0ULL || load(word) != ~0ULL) return bits_in(at(word).fetch_and(~mask) & mask);
-  at(word).store(0, std::memory_order_relaxed);
-  return word_bits;
+/// How many words from `word` on lie wholly in the range and were full of marks. To those no marker can add
+/// one, so that they need not be exchanged: a plain store loses nothing, and the caller's fence orders it.
+std::uint64_t ChangeBitmap::clear_full_words(std::uint64_t word, GranuleRange range) {
+  std::uint64_t* const words = levels_[0].words;
+  const std::uint64_t end = range.end() / word_bits;
+  const std::uint64_t first = word;
+  if (word * word_bits < range.first) return 0;
+  for (; word < end && load(words[word]) == ~0ULL; ++word)
+    at(words[word]).store(0, std::memory_order_relaxed);
+  return word - first;
 }
 
 void ChangeBitmap::clear(GranuleRange range) {
   BLOCKFERRY_CHECK(range.first <= granule_count_ && range.count <= granule_count_ - range.first,
                    "a range beyond the volume");
   if (range.count == 0) return;
+  std::uint64_t* const words = levels_[0].words;
   const std::uint64_t last = (range.end() - 1) / word_bits;
   std::uint64_t cleared = 0;
   // By way of the summaries, which spares memory that was never touched. A word whose first mark is under way
@@ -174,11 +179,16 @@ void ChangeBitmap::clear(GranuleRange range) {
   while (word <= last) {
     // Words that stand side by side share their summaries: those are lowered once.
     const std::uint64_t first = word;
-    for (; word <= last && (word == first || load(levels_[0].words[word]) != 0); ++word) {
+    while (word <= last && (word == first || load(words[word]) != 0)) {
+      const std::uint64_t full = clear_full_words(word, range);
+      cleared += full * word_bits;
+      word += full;
+      if (full > 0) continue;
       const std::uint64_t mask = mask_in_word(word, range.first, range.count);
-      cleared += clear_word(levels_[0].words[word], mask);
+      cleared += bits_in(at(words[word]).fetch_and(~mask) & mask);
+      ++word;
     }
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // of clear_word's plain stores
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // of the plain stores
     lower_summaries(first, word - 1);
     if (word <= last) word = next_set_word(word);
   }
@@ -189,7 +199,8 @@ void ChangeBitmap::set_all() {
   if (granule_count_ == 0) return;
   std::uint64_t bits = granule_count_;
   for (const auto& level : levels_) {
-    // All at once: page by page takes longer than the rest. Older kernels do not know of it: no harm.
+    // All at once, in huge pages: one by one takes longer than the rest. Older kernels know neither: no harm.
+    ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_HUGEPAGE);
     ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_POPULATE_WRITE);
     std::fill_n(level.words, level.count, ~0ULL);
     if (bits % word_bits != 0) level.words[level.count - 1] = (1ULL << (bits % word_bits)) - 1;
@@ -199,8 +210,10 @@ void ChangeBitmap::set_all() {
 }
 
 void ChangeBitmap::clear_all() {
-  for (const auto& level : levels_)
+  for (const auto& level : levels_) {
     ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_DONTNEED);
+    ::madvise(level.words, level.count * sizeof(std::uint64_t), MADV_NOHUGEPAGE);
+  }
   set_count_ = 0;
 }
 
@@ -255,6 +268,10 @@ std::uint64_t ChangeBitmap::run_length(std::uint64_t first, std::uint64_t count_
   const std::uint64_t limit = std::min(count_max, granule_count_ - first);
   std::uint64_t length = 0;
   while (length < limit) {
+    for (; (first + length) % word_bits == 0 && length + word_bits <= limit; length += word_bits) {
+      if (load(levels_[0].words[(first + length) / word_bits]) != ~0ULL) break;
+    }
+    if (length == limit) break;
     const std::uint64_t bit = first + length;
     const std::uint64_t word = load(levels_[0].words[bit / word_bits]) >> (bit % word_bits);
     const auto ones = std::uint64_t(std::countr_one(word));

@@ -65,7 +65,7 @@ class ChangeBitmap {
   std::uint64_t set_words(std::uint64_t first_bit, std::uint64_t bits);
   void raise_summaries(std::uint64_t first_word, std::uint64_t last_word);
   void lower_summaries(std::uint64_t first_word, std::uint64_t last_word);
-  static std::uint64_t clear_word(std::uint64_t& word, std::uint64_t mask);
+  std::uint64_t clear_full_words(std::uint64_t word, GranuleRange range);
   void raise_above(std::size_t level, std::uint64_t word);
   std::uint64_t next_set_word(std::uint64_t from) const;
   std::uint64_t run_length(std::uint64_t first, std::uint64_t count_max) const;

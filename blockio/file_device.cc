@@ -46,7 +46,8 @@ class FileDevice : public Device {
   Result<void> size_file(const FileDeviceOptions& options, bool created);
   Result<void> add_slots();
   Result<DeviceRegion> hole_to_the_end() const;
-  bool is_hole(const IoRequest& request) const;
+  bool is_hole(ByteRange range);
+  void note_written(ByteRange range);
   Error error(int errno_value, const char* operation) const {
     return error_from_errno(errno_value, operation, info_.uri);
   }
@@ -58,6 +59,7 @@ class FileDevice : public Device {
   std::shared_ptr<FileDescriptor> disk_lock_;  ///< targets: the whole disk's
   dev_t device_number_ = 0;
   std::optional<unsigned> slot_, buffered_slot_;
+  ByteRange known_hole_{0, 0};  ///< of a file: seen to be a hole and not written to since
 };
 
 FileDevice::~FileDevice() {
@@ -262,10 +264,11 @@ void FileDevice::submit(IoRequest& request) {
   request.device = this;
   std::uint64_t bytes = request.bytes;
   unsigned slot = *slot_;
-  if (request.operation == IoOperation::zero && is_hole(request)) {
+  if (request.operation == IoOperation::zero && is_hole({request.offset, request.bytes})) {
     request.submitted_at_ns = system_clock().now().count();
     return queue_.post(request, 0);
   }
+  if (request.operation == IoOperation::write) note_written({request.offset, request.bytes});
   const bool unaligned = request.operation != IoOperation::flush && bytes % info_.logical_block_bytes != 0;
   if (unaligned && info_.kind == DeviceKind::file) {
     slot = *buffered_slot_;
@@ -281,13 +284,25 @@ void FileDevice::submit(IoRequest& request) {
 }
 
 /// It reads as zeroes already: a look is cheaper than a request, which goes through a thread of the kernel.
-bool FileDevice::is_hole(const IoRequest& request) const {
+bool FileDevice::is_hole(ByteRange range) {
   if (info_.kind != DeviceKind::file) return false;
-  const off_t data = ::lseek(buffered_fd_.get(), off_t(request.offset), SEEK_DATA);
-  if (data >= 0) return std::uint64_t(data) >= request.offset + request.bytes;
+  if (range.offset >= known_hole_.offset && range.end() <= known_hole_.end()) return true;
+  off_t data = ::lseek(buffered_fd_.get(), off_t(range.offset), SEEK_DATA);
   struct stat status {};
-  return errno == ENXIO && ::fstat(buffered_fd_.get(), &status) == 0 &&
-         std::uint64_t(status.st_size) >= request.offset + request.bytes;
+  if (data < 0 && (errno != ENXIO || ::fstat(buffered_fd_.get(), &status) != 0)) return false;
+  if (data < 0) data = status.st_size;
+  if (std::uint64_t(data) < range.end()) return false;
+  known_hole_ = {range.offset, std::uint64_t(data) - range.offset};
+  return true;
+}
+
+/// What is left of the known hole: the larger side.
+void FileDevice::note_written(ByteRange range) {
+  const std::uint64_t begin = known_hole_.offset, end = known_hole_.end();
+  if (range.offset >= end || range.end() <= begin) return;
+  const std::uint64_t before = range.offset > begin ? range.offset - begin : 0;
+  const std::uint64_t after = end > range.end() ? end - range.end() : 0;
+  known_hole_ = before > after ? ByteRange{begin, before} : ByteRange{end - after, after};
 }
 
 Result<DeviceRegion> FileDevice::region_at(std::uint64_t offset) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/client.h"
 
+#include <array>
 #include <cctype>
 #include <cerrno>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 
 #include "blockio/base/file_descriptor.h"
@@ -47,12 +49,15 @@ class BoundedSocket {
   }
   template <typename Buffers>
   std::size_t write_some(const Buffers& buffers, error_code& error) {
+    std::array<iovec, 16> parts;  // a request's: one system call, and ferryd wakes once
+    msghdr message{};
+    message.msg_iov = parts.data();
     for (const auto buffer : beast::buffers_range_ref(buffers)) {
-      if (buffer.size() == 0) continue;
-      return transfer(POLLOUT, error,
-                      [&](int fd) { return ::send(fd, buffer.data(), buffer.size(), MSG_NOSIGNAL); });
+      if (buffer.size() == 0 || message.msg_iovlen == parts.size()) continue;
+      parts[message.msg_iovlen++] = {const_cast<void*>(buffer.data()), buffer.size()};
     }
-    return 0;
+    if (message.msg_iovlen == 0) return 0;
+    return transfer(POLLOUT, error, [&](int fd) { return ::sendmsg(fd, &message, MSG_NOSIGNAL); });
   }
   // Beast's concept of a stream asks for these two as well.
   template <typename Buffers>
