@@ -94,7 +94,9 @@ std::string format_duration(double seconds) {
   char text[48];
   if (!(seconds >= 0)) return "?";
   if (seconds < 9.95) {
-    std::snprintf(text, sizeof text, "%.1fs", seconds);
+    const bool moment = seconds > 0 && seconds < 0.0995;
+    std::snprintf(text, sizeof text, moment ? "%.0fms" : "%.1fs",
+                  moment ? std::max(1.0, seconds * 1e3) : seconds);
     return text;
   }
   const auto whole = static_cast<unsigned long long>(std::llround(std::min(seconds, 1e12)));

@@ -71,6 +71,9 @@ TEST(Formats, SizesForPeople) {
 
 TEST(Formats, DurationsForPeople) {
   EXPECT_EQ(format_duration(0), "0.0s");
+  EXPECT_EQ(format_duration(0.00001), "1ms");
+  EXPECT_EQ(format_duration(0.0123), "12ms");
+  EXPECT_EQ(format_duration(0.0996), "0.1s");
   EXPECT_EQ(format_duration(4.2), "4.2s");
   EXPECT_EQ(format_duration(9.96), "10s");
   EXPECT_EQ(format_duration(59.6), "1m00s");
