@@ -30,6 +30,17 @@ namespace blockferry {
 
 namespace {
 
+/// A writer that is gone a moment later was only passing, as losetup is, which tries one device after
+/// another.
+VolumeUse settled_use_of(const VolumeNode& node) {
+  VolumeUse use = use_of(node, true);
+  for (int attempt = 0; attempt < 3 && !use.writers.empty(); ++attempt) {
+    system_clock().sleep_for(std::chrono::milliseconds(100));
+    use = use_of(node, true);
+  }
+  return use;
+}
+
 /// A volume under examination: the report's part and what only preflight needs.
 struct Examined {
   PreflightVolume volume;
@@ -183,7 +194,7 @@ bool Preflight::examine(const std::string& path, Examined& examined, bool as_tar
   node_of_path(path, examined.node);
   // Before anything is read: another run may hold it because it hangs.
   if (!check_other_runs(examined, as_target)) return false;
-  examined.use = use_of(examined.node, true);
+  examined.use = settled_use_of(examined.node);
   examined.content = content_of(path);
   volume.mounts = examined.use.mounts;
   volume.holders = examined.use.holders;

@@ -2,6 +2,8 @@
 // Preflight on files: what it says of the request itself, and of volumes that need no root.
 #include "daemon/preflight.h"
 
+#include <thread>
+
 #include <fcntl.h>
 #include <nlohmann/json.hpp>
 #include <sys/stat.h>
@@ -231,6 +233,21 @@ TEST_F(PreflightFilesTest, ATargetThatSomebodyMayWriteIsRefused) {
   RunRequest request = clone_of(source_, target_);
   request.force = request.overwrite = true;
   expect_refused(request, target_, "open for writing");
+}
+
+TEST_F(PreflightFilesTest, AWriterThatWasOnlyPassingIsForgiven) {
+  scratch_.file("target", 4 * MiB);
+  auto writer = open_elsewhere(target_, O_RDWR);
+  ASSERT_TRUE(writer->valid());
+  std::thread leaving([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    writer.reset();
+  });
+  RunRequest request = clone_of(source_, target_);
+  request.overwrite = true;
+  const PreflightReport report = report_on(request);
+  leaving.join();
+  EXPECT_EQ(text_of(report.refusals), "");
 }
 
 TEST_F(PreflightFilesTest, TheReportIsOneObject) {
