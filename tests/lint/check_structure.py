@@ -25,7 +25,7 @@ FOREIGN = {
 }
 # Costly to compile: not in headers, which everybody includes.
 HEAVY = r"nlohmann/json\.hpp|boost/(beast|program_options)|spdlog/|fmt/"
-LICENSED = {".cc", ".h", ".py", ".sh", ".cmake", ".in", ".service", ".socket", ".conf"}
+LICENSED = {".c", ".cc", ".h", ".py", ".sh", ".cmake", ".in", ".service", ".socket", ".conf"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
 problems = []
@@ -58,13 +58,15 @@ def check(path):
     if path.suffix not in LICENSED and not script and path.name != "CMakeLists.txt":
         return
     text = (tree.ROOT / path).read_text()
-    if "SPDX-License-Identifier: Apache-2.0" not in "\n".join(text.splitlines()[:3]):
-        problems.append(f"{path}: no SPDX-License-Identifier: Apache-2.0 among the first lines")
-    if script or path.suffix in (".cc", ".h", ".py", ".sh"):
+    # What the kernel runs must be under its licence as well.
+    license = "GPL-2.0 OR BSD-2-Clause" if path.name.endswith(".bpf.c") else "Apache-2.0"
+    if f"SPDX-License-Identifier: {license}" not in "\n".join(text.splitlines()[:3]):
+        problems.append(f"{path}: no SPDX-License-Identifier: {license} among the first lines")
+    if script or path.suffix in (".c", ".cc", ".h", ".py", ".sh"):
         lines = text.count("\n")
         if lines > LINES_MAX:
             problems.append(f"{path}: {lines} lines; more than {LINES_MAX} are two files")
-    if path.suffix in (".cc", ".h"):
+    if path.suffix in (".c", ".cc", ".h"):
         check_includes(path, text)
     if path.suffix == ".h" and "#pragma once" not in text:
         problems.append(f"{path}: no #pragma once")

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause
+// Marks what is written to one range of one disk. A record stands for every write that was queued and whose
+// end was not seen; it is removed only by marking its range. The user's side is bitmap/ebpf_tracker.h.
+//
+//   block_bio_queue, block_split ──> records[bio] = range
+//   block_rq_complete, block_bio_complete ──> mark range, then delete records[bio]
+//
+// A bio is matched by its address and never by its device: on its way down it may change that (the heads of
+// multipath disks do so). Marks are atomic ORs, always: testing first would lose a mark to a concurrent
+// clear.
+#include "bitmap/change_tracker.h"
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+// The kernel's structures as far as they are used; libbpf finds the members where the running kernel has
+// them.
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct gendisk {
+  int major;
+  int first_minor;
+  __u64 diskseq;
+};
+struct block_device {
+  struct gendisk* bd_disk;
+};
+struct bvec_iter {
+  __u64 bi_sector;
+  unsigned int bi_size;
+} __attribute__((packed));
+struct bio {
+  struct bio* bi_next;
+  struct block_device* bi_bdev;
+  unsigned int bi_opf;
+  struct bvec_iter bi_iter;
+};
+struct request_queue {
+  struct gendisk* disk;
+};
+struct request {
+  struct request_queue* q;
+  unsigned int cmd_flags;
+  struct bio* bio;
+};
+#pragma clang attribute pop
+
+#define ENTRY_EXISTS (-17)
+#define OPERATION_MASK 0xff
+#define FIRST_ZONE_OPERATION 10
+#define FIRST_DRIVER_OPERATION 34
+#define BIOS_IN_REQUEST_MAX 4096
+
+const volatile struct tracker_target target;
+struct tracker_counters counters;
+
+struct marks {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __type(value, __u64);
+};
+struct marks marks_0 SEC(".maps"), marks_1 SEC(".maps");
+
+/// The marks in use. Exchanging them waits until no program uses the others.
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+  __uint(max_entries, 1);
+  __type(key, __u32);
+  __array(values, struct marks);
+} active SEC(".maps") = {.values = {&marks_0}};
+
+/// Made in advance: an interrupt cannot allocate.
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, 1);
+  __type(key, __u64);
+  __type(value, struct tracker_record);
+} records SEC(".maps");
+
+static void count(__u64* counter) {
+  __sync_fetch_and_add(counter, 1);
+}
+
+struct mark_context {
+  void* marks;
+  __u64 first, last;  // granules
+};
+
+static long mark_word(__u32 index, void* data) {
+  struct mark_context* context = data;
+  const __u32 word = context->first / 64 + index;
+  const __u64 start = (__u64)word * 64;
+  __u64 mask = ~0ULL;
+  if (context->first > start) mask &= ~0ULL << ((context->first - start) & 63);
+  if (context->last < start + 63) mask &= ~0ULL >> ((start + 63 - context->last) & 63);
+  __u64* bits = bpf_map_lookup_elem(context->marks, &word);
+  if (!bits) {
+    count(&counters.beyond_marks);
+    return 1;
+  }
+  __sync_fetch_and_or(bits, mask);
+  return 0;
+}
+
+static void mark(__u64 sector, __u64 end) {
+  if (sector < target.first_sector) sector = target.first_sector;
+  if (end > target.first_sector + target.sectors) end = target.first_sector + target.sectors;
+  if (sector >= end) return;
+  const __u32 key = 0;
+  struct mark_context context = {
+      .first = (sector - target.first_sector) >> target.granule_shift,
+      .last = (end - 1 - target.first_sector) >> target.granule_shift,
+  };
+  context.marks = bpf_map_lookup_elem(&active, &key);
+  if (!context.marks) {
+    count(&counters.beyond_marks);
+    return;
+  }
+  const __u32 words = context.last / 64 - context.first / 64 + 1;
+  if (words == 1)
+    mark_word(0, &context);
+  else
+    bpf_loop(words, mark_word, &context, 0);
+}
+
+static bool changes_data(unsigned int flags) {
+  return flags & 1;  // that is how the kernel numbers its operations: odd ones carry data to the device
+}
+
+static bool is_target(const struct gendisk* disk) {
+  return disk->major == target.major && disk->first_minor == target.first_minor &&
+         disk->diskseq == target.disk_sequence;
+}
+
+/// Ranges that no bio tells: resets of all zones, the drivers' own commands.
+static bool is_unclear(unsigned int flags, unsigned int bytes) {
+  const unsigned int operation = flags & OPERATION_MASK;
+  return operation >= FIRST_DRIVER_OPERATION || (operation >= FIRST_ZONE_OPERATION && bytes == 0);
+}
+
+static void remember(struct bio* bio) {
+  const __u64 key = (__u64)bio;
+  struct tracker_record record = {
+      .sector = bio->bi_iter.bi_sector,
+      .end = bio->bi_iter.bi_sector + (bio->bi_iter.bi_size >> 9),
+      .queued_ns = bpf_ktime_get_ns(),
+  };
+  long status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
+  if (status == ENTRY_EXISTS) {
+    // Its end was not seen, and the bio serves again.
+    const struct tracker_record* old = bpf_map_lookup_elem(&records, &key);
+    if (old) mark(old->sector, old->end);
+    count(&counters.ends_unseen);
+    status = bpf_map_update_elem(&records, &key, &record, BPF_ANY);
+  }
+  if (status) count(&counters.records_refused);
+}
+
+/// Marked first, deleted then: whoever finds no record finds the mark.
+static bool forget(struct bio* bio) {
+  const __u64 key = (__u64)bio;
+  const struct tracker_record* record = bpf_map_lookup_elem(&records, &key);
+  if (!record) return false;
+  mark(record->sector, record->end);
+  bpf_map_delete_elem(&records, &key);
+  return true;
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(on_bio_queue, struct bio* bio) {
+  const unsigned int flags = bio->bi_opf;
+  if (!changes_data(flags) || !is_target(bio->bi_bdev->bd_disk)) return 0;
+  if (is_unclear(flags, bio->bi_iter.bi_size)) count(&counters.ranges_unknown);
+  remember(bio);
+  return 0;
+}
+
+/// The part split off is a bio of its own, of which no queueing is told.
+SEC("tp_btf/block_split")
+int BPF_PROG(on_split, struct bio* bio) {
+  if (changes_data(bio->bi_opf) && is_target(bio->bi_bdev->bd_disk)) remember(bio);
+  return 0;
+}
+
+struct walk_context {
+  struct bio* bio;
+  unsigned int bytes_left;
+  bool is_target;
+};
+
+/// A request may end in parts, and holds many bios, which need not lie side by side (discards).
+static long end_of_bio(__u32 index, void* data) {
+  struct walk_context* context = data;
+  struct bio* bio = context->bio;
+  if (!bio || !context->bytes_left) return 1;
+  const __u64 key = (__u64)bio;
+  const __u64 sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
+  const unsigned int bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
+  const struct tracker_record* record = bpf_map_lookup_elem(&records, &key);
+  if (record) {
+    mark(record->sector, record->end);
+    if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &key);
+  } else if (context->is_target) {
+    mark(sector, sector + (bytes >> 9));  // queued before the tracker came
+  }
+  context->bytes_left -= bytes < context->bytes_left ? bytes : context->bytes_left;
+  context->bio = BPF_CORE_READ(bio, bi_next);
+  if (index == BIOS_IN_REQUEST_MAX - 1 && context->bio && context->bytes_left)
+    count(&counters.ranges_unknown);
+  return 0;
+}
+
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(on_request_complete, struct request* request, int error, unsigned int bytes) {
+  const unsigned int flags = request->cmd_flags;
+  if (!changes_data(flags)) return 0;
+  const struct gendisk* disk = request->q->disk;
+  struct walk_context context = {.bio = request->bio, .bytes_left = bytes};
+  context.is_target = disk && is_target(disk);
+  if ((flags & OPERATION_MASK) >= FIRST_DRIVER_OPERATION) {
+    if (context.is_target) count(&counters.ranges_unknown);
+    return 0;
+  }
+  bpf_loop(BIOS_IN_REQUEST_MAX, end_of_bio, &context, 0);
+  return 0;
+}
+
+/// Of devices without requests. By now the bio has forgotten its range.
+SEC("tp_btf/block_bio_complete")
+int BPF_PROG(on_bio_complete, struct request_queue* queue, struct bio* bio) {
+  if (!changes_data(bio->bi_opf) || forget(bio)) return 0;
+  if (bio->bi_bdev && is_target(bio->bi_bdev->bd_disk)) count(&counters.ends_unmatched);
+  return 0;
+}

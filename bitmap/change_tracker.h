@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0 OR BSD-2-Clause
+// What change_tracker.bpf.c and its user share; plain C for both. Pins outlive a ferryd: a change here is a
+// new tracker_layout.
+#pragma once
+
+#include <linux/types.h>
+
+#define TRACKER_LAYOUT 1
+
+/// Which writes count: those to a range of one disk. The sequence number tells a disk from another one that
+/// bears its name later.
+struct tracker_target {
+  __u32 layout;
+  int major;
+  int first_minor;
+  __u64 disk_sequence;
+  __u64 first_sector;  // of 512 bytes
+  __u64 sectors;
+  __u32 granule_shift;  // a granule has 1 << granule_shift sectors
+};
+
+/// A write that was queued and whose end was not seen.
+struct tracker_record {
+  __u64 sector;
+  __u64 end;
+  __u64 queued_ns;  // CLOCK_MONOTONIC
+};
+
+struct tracker_counters {
+  __u64 records_refused;          // the table of records was full
+  __u64 beyond_marks;             // a granule without a place
+  __u64 ranges_unknown;           // an operation whose range could not be told
+  __u64 ends_unmatched;           // a write ended that was not seen to begin
+  __u64 ends_unmatched_at_start;  // of those, what was queued before the tracker came; set by the user's side
+  __u64 ends_unseen;              // for the record: a write whose end was not seen, of known range and marked
+};

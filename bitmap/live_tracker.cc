@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "bitmap/live_tracker.h"
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <thread>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "bitmap/change_tracker.h"
+#include "blockio/base/check.h"
+#include "blockio/base/file_descriptor.h"
+#include "change_tracker.skel.h"
+
+namespace blockferry {
+
+namespace {
+
+constexpr std::uint64_t sector_bytes = 512;
+constexpr std::size_t page_bytes = 4096;
+constexpr std::uint64_t page_words = ChangeBitmap::page_bits / 64;
+
+Result<std::uint64_t> number_in(const std::filesystem::path& file, const std::string& device) {
+  std::ifstream in(file);
+  std::uint64_t value = 0;
+  if (in >> value) return value;
+  return fail(make_error(ErrorCode::unsupported, "read " + file.string(), device,
+                         "this kernel does not tell what tracking needs (5.15 and later do)"));
+}
+
+Error kernel_error(int errno_value, const char* operation) {
+  Error error = error_from_errno(errno_value, operation, "");
+  error.code = ErrorCode::unsupported;
+  if (errno_value == EPERM || errno_value == EACCES)
+    error.hint = "tracking live volumes needs CAP_BPF and CAP_PERFMON, and a kernel that is not locked down";
+  if (errno_value == ENOENT || errno_value == ESRCH || errno_value == EINVAL)
+    error.hint = "tracking live volumes needs a kernel with BTF, 5.17 or later";
+  return error;
+}
+
+}  // namespace
+
+Result<TrackedRange> tracked_range_of(const std::string& device) {
+  struct stat status {};
+  if (::stat(device.c_str(), &status) != 0) return fail(error_from_errno(errno, "look at", device));
+  if (!S_ISBLK(status.st_mode))
+    return fail(make_error(ErrorCode::unsupported, "track writes to", device, "it is not a block device"));
+  std::error_code code;
+  const auto own = std::filesystem::canonical(
+      "/sys/dev/block/" + std::to_string(major(status.st_rdev)) + ":" + std::to_string(minor(status.st_rdev)),
+      code);
+  if (code) return fail(error_from_errno(code.value(), "find in sysfs", device));
+  const bool partition = std::filesystem::exists(own / "partition", code);
+  const auto disk = partition ? own.parent_path() : own;
+  const auto sequence = number_in(disk / "diskseq", device), sectors = number_in(own / "size", device);
+  if (!sequence) return fail(sequence.error());
+  if (!sectors) return fail(sectors.error());
+  TrackedRange range{0, 0, *sequence, 0, *sectors * sector_bytes};
+  if (partition) {
+    const auto start = number_in(own / "start", device);
+    if (!start) return fail(start.error());
+    range.offset = *start * sector_bytes;
+  }
+  std::ifstream in(disk / "dev");
+  char colon = 0;
+  if (!(in >> range.major >> colon >> range.minor))
+    return fail(make_error(ErrorCode::unsupported, "find the disk of", device, "sysfs does not name it"));
+  return range;
+}
+
+namespace {
+
+// What a tracker consists of in the kernel, by the names of the pins.
+enum : std::size_t { marks_0, marks_1, active, records, counters, target, map_count };
+constexpr const char* map_names[map_count] = {"marks_0", "marks_1",  "active",
+                                              "records", "counters", "target"};
+constexpr const char* link_names[] = {"on_request_complete", "on_bio_complete", "on_split", "on_bio_queue"};
+constexpr std::size_t link_count = std::size(link_names);
+
+bpf_map_info info_of_map(int fd) {
+  bpf_map_info info{};
+  std::uint32_t length = sizeof info;
+  ::bpf_obj_get_info_by_fd(fd, &info, &length);
+  return info;
+}
+
+/// How often the kernel left out the program behind a link.
+std::uint64_t skipped_by(int link) {
+  bpf_link_info link_info{};
+  std::uint32_t length = sizeof link_info;
+  if (::bpf_obj_get_info_by_fd(link, &link_info, &length) != 0) return 1;  // nobody knows
+  const FileDescriptor program(::bpf_prog_get_fd_by_id(link_info.prog_id));
+  bpf_prog_info info{};
+  length = sizeof info;
+  if (!program.valid() || ::bpf_obj_get_info_by_fd(program.get(), &info, &length) != 0) return 1;
+  return info.recursion_misses;
+}
+
+}  // namespace
+
+/// Descriptors of the maps and links. Where those are not pinned, they go with it.
+struct LiveTracker::Kernel {
+  Kernel() = default;
+  ~Kernel() {
+    for (std::uint64_t* const words : marks) {
+      if (words != nullptr) ::munmap(words, marks_bytes());
+    }
+    if (counts != nullptr) ::munmap(counts, page_bytes);
+  }
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
+
+  std::size_t marks_bytes() const { return pages * page_words * sizeof(std::uint64_t); }
+  int load(const tracker_target& wanted, unsigned queued_writes_max);
+  int take(change_tracker& skeleton);
+  int map_memory();
+  int open_pins(const std::string& directory);
+  int pin(const std::string& directory) const;
+
+  std::uint64_t pages = 0;
+  FileDescriptor maps[map_count];
+  FileDescriptor links[link_count];
+  std::uint64_t* marks[2] = {nullptr, nullptr};
+  tracker_counters* counts = nullptr;
+};
+
+int LiveTracker::Kernel::load(const tracker_target& wanted, unsigned queued_writes_max) {
+  libbpf_set_print([](libbpf_print_level, const char*, va_list) { return 0; });  // errors are values here
+  const std::unique_ptr<change_tracker, void (*)(change_tracker*)> skeleton(change_tracker__open(),
+                                                                            change_tracker__destroy);
+  if (skeleton == nullptr) return errno;
+  skeleton->rodata->target = wanted;
+  const auto words = unsigned(pages * page_words);
+  bpf_map__set_max_entries(skeleton->maps.marks_0, words);
+  bpf_map__set_max_entries(skeleton->maps.marks_1, words);
+  bpf_map__set_max_entries(skeleton->maps.records, queued_writes_max);
+  const int status = change_tracker__load(skeleton.get());
+  return status != 0 ? -status : take(*skeleton);
+}
+
+/// Ends are attached first, beginnings last: a write that was seen to begin will be seen to end.
+int LiveTracker::Kernel::take(change_tracker& skeleton) {
+  const auto& programs = skeleton.progs;
+  const bpf_program* const ordered[link_count] = {programs.on_request_complete, programs.on_bio_complete,
+                                                  programs.on_split, programs.on_bio_queue};
+  const bpf_map* const made[map_count] = {skeleton.maps.marks_0, skeleton.maps.marks_1, skeleton.maps.active,
+                                          skeleton.maps.records, skeleton.maps.bss,     skeleton.maps.rodata};
+  for (std::size_t i = 0; i < map_count; ++i) {
+    maps[i] = FileDescriptor(::fcntl(bpf_map__fd(made[i]), F_DUPFD_CLOEXEC, 3));
+    if (!maps[i].valid()) return errno;
+  }
+  if (const int error = map_memory(); error != 0) return error;
+  for (std::size_t i = 0; i < link_count; ++i) {
+    bpf_link* const link = bpf_program__attach(ordered[i]);
+    if (link == nullptr) return errno;
+    links[i] = FileDescriptor(::fcntl(bpf_link__fd(link), F_DUPFD_CLOEXEC, 3));
+    bpf_link__destroy(link);  // the duplicate keeps it
+    if (!links[i].valid()) return errno;
+  }
+  return 0;
+}
+
+int LiveTracker::Kernel::map_memory() {
+  const auto map = [](int fd, std::size_t bytes) {
+    return ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  };
+  for (const std::size_t index : {marks_0, marks_1}) {
+    void* const memory = map(maps[index].get(), marks_bytes());
+    if (memory == MAP_FAILED) return errno;
+    marks[index] = static_cast<std::uint64_t*>(memory);
+  }
+  void* const memory = map(maps[counters].get(), page_bytes);
+  if (memory == MAP_FAILED) return errno;
+  counts = static_cast<tracker_counters*>(memory);
+  return 0;
+}
+
+int LiveTracker::Kernel::pin(const std::string& directory) const {
+  if (::mkdir(directory.c_str(), 0700) != 0) return errno;
+  for (std::size_t i = 0; i < map_count; ++i) {
+    if (::bpf_obj_pin(maps[i].get(), (directory + "/" + map_names[i]).c_str()) != 0) return errno;
+  }
+  for (std::size_t i = 0; i < link_count; ++i) {
+    if (::bpf_obj_pin(links[i].get(), (directory + "/" + link_names[i]).c_str()) != 0) return errno;
+  }
+  return 0;
+}
+
+int LiveTracker::Kernel::open_pins(const std::string& directory) {
+  for (std::size_t i = 0; i < map_count; ++i) {
+    maps[i] = FileDescriptor(::bpf_obj_get((directory + "/" + map_names[i]).c_str()));
+    if (!maps[i].valid()) return errno;
+  }
+  for (std::size_t i = 0; i < link_count; ++i) {
+    links[i] = FileDescriptor(::bpf_obj_get((directory + "/" + link_names[i]).c_str()));
+    if (!links[i].valid()) return errno;
+  }
+  return 0;
+}
+
+namespace {
+
+tracker_target target_of(const TrackedRange& range, std::uint64_t granule_bytes) {
+  tracker_target made;
+  std::memset(&made, 0, sizeof made);  // compared as bytes
+  made.layout = TRACKER_LAYOUT;
+  made.major = int(range.major);
+  made.first_minor = int(range.minor);
+  made.disk_sequence = range.disk_sequence;
+  made.first_sector = range.offset / sector_bytes;
+  made.sectors = range.bytes / sector_bytes;
+  made.granule_shift = unsigned(std::countr_zero(granule_bytes / sector_bytes));
+  return made;
+}
+
+/// Writes that were queued before the programs came end within moments; those of devices without requests are
+/// not known then. What ends later than this counts as a loss.
+void wait_for_earlier_writes(const TrackedRange& range) {
+  const std::string file =
+      "/sys/dev/block/" + std::to_string(range.major) + ":" + std::to_string(range.minor) + "/inflight";
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    std::ifstream in(file);
+    std::uint64_t reads = 0, writes = 0;
+    if (!(in >> reads >> writes) || writes == 0) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+}
+
+}  // namespace
+
+LiveTracker::LiveTracker(const TrackedRange& range, std::uint64_t granule_bytes)
+    : kernel_(std::make_unique<Kernel>()),
+      range_(range),
+      granule_bytes_(granule_bytes),
+      granule_count_((range.bytes + granule_bytes - 1) / granule_bytes) {
+  BLOCKFERRY_CHECK(std::has_single_bit(granule_bytes) && granule_bytes >= 4096, "an odd granule");
+  kernel_->pages =
+      std::max<std::uint64_t>(1, (granule_count_ + ChangeBitmap::page_bits - 1) / ChangeBitmap::page_bits);
+}
+
+LiveTracker::~LiveTracker() = default;
+
+Result<std::unique_ptr<LiveTracker>> LiveTracker::attach(const TrackedRange& range,
+                                                         const LiveTrackerOptions& options) {
+  std::unique_ptr<LiveTracker> made(new LiveTracker(range, options.granule_bytes));
+  const auto wanted = target_of(range, options.granule_bytes);
+  if (const int error = made->kernel_->load(wanted, options.queued_writes_max); error != 0)
+    return fail(kernel_error(error, "load and attach the tracker's programs"));
+  wait_for_earlier_writes(range);
+  tracker_counters& counts = *made->kernel_->counts;
+  counts.ends_unmatched_at_start = counts.ends_unmatched;
+  return made;
+}
+
+Result<void> LiveTracker::pin(const std::string& directory) {
+  if (const int error = kernel_->pin(directory); error != 0) {
+    remove_pins(directory);
+    return fail(error_from_errno(error, "pin the tracker in", directory));
+  }
+  return {};
+}
+
+void LiveTracker::remove_pins(const std::string& directory) {
+  std::error_code nothing_there;
+  std::filesystem::remove_all(directory, nothing_there);
+}
+
+Result<std::unique_ptr<LiveTracker>> LiveTracker::adopt(const std::string& directory,
+                                                        const TrackedRange& range,
+                                                        std::uint64_t granule_bytes) {
+  std::unique_ptr<LiveTracker> made(new LiveTracker(range, granule_bytes));
+  Kernel& kernel = *made->kernel_;
+  const auto foreign = [&](const char* why) {
+    return fail(make_error(ErrorCode::state_damaged, "take up the tracker in", directory, why));
+  };
+  if (const int error = kernel.open_pins(directory); error != 0) {
+    Error gone = error_from_errno(error, "take up the tracker in", directory);
+    gone.code = ErrorCode::state_damaged;
+    return fail(std::move(gone));
+  }
+  const std::uint32_t key = 0;
+  tracker_target found{};
+  const auto wanted = target_of(range, granule_bytes);
+  if (info_of_map(kernel.maps[target].get()).value_size != sizeof found ||
+      ::bpf_map_lookup_elem(kernel.maps[target].get(), &key, &found) != 0 || found.layout != TRACKER_LAYOUT)
+    return foreign("another version of Blockferry made it");
+  if (std::memcmp(&found, &wanted, sizeof found) != 0) return foreign("it tracks another volume");
+  for (const std::size_t index : {marks_0, marks_1}) {
+    if (info_of_map(kernel.maps[index].get()).max_entries != kernel.pages * page_words)
+      return foreign("its marks are not those of this volume");
+  }
+  std::uint32_t active_id = 0;
+  if (::bpf_map_lookup_elem(kernel.maps[active].get(), &key, &active_id) != 0)
+    return foreign("nobody knows which marks are in use");
+  made->in_use_ = active_id == info_of_map(kernel.maps[marks_0].get()).id ? 0 : 1;
+  made->collected_ = true;  // perhaps: then it is given again
+  if (const int error = kernel.map_memory(); error != 0)
+    return fail(kernel_error(error, "map the tracker's marks"));
+  return made;
+}
+
+Result<void> LiveTracker::collect(ChangeBitmap& dirty) {
+  BLOCKFERRY_CHECK(dirty.granule_count() == granule_count_, "a bitmap of another volume");
+  if (!collected_) {
+    const std::uint32_t key = 0;
+    const int next = kernel_->maps[1 - in_use_].get();
+    // The kernel returns from this when no program uses the retired marks any more.
+    if (::bpf_map_update_elem(kernel_->maps[active].get(), &key, &next, BPF_ANY) != 0)
+      return fail(kernel_error(errno, "exchange the tracker's marks"));
+    in_use_ = 1 - in_use_;
+    collected_ = true;
+  }
+  for (std::uint64_t page = 0; page < kernel_->pages; ++page) {
+    const std::span words(kernel_->marks[1 - in_use_] + page * page_words, page_words);
+    if (std::all_of(words.begin(), words.end(), [](std::uint64_t word) { return word == 0; })) continue;
+    dirty.or_page(page, *reinterpret_cast<const std::uint64_t(*)[page_words]>(words.data()));
+  }
+  const auto standing = queued();
+  if (!standing) return fail(standing.error());
+  for (const auto& range : *standing) dirty.set(range);
+  return {};
+}
+
+void LiveTracker::release() {
+  BLOCKFERRY_CHECK(collected_, "nothing was collected");
+  const std::span words(kernel_->marks[1 - in_use_], kernel_->pages * page_words);
+  for (std::uint64_t& word : words) {
+    if (word != 0) word = 0;
+  }
+  collected_ = false;
+}
+
+Result<std::vector<GranuleRange>> LiveTracker::queued() const {
+  const int fd = kernel_->maps[records].get();
+  const std::uint32_t room = info_of_map(fd).max_entries;
+  std::vector<std::uint64_t> keys(room);
+  std::vector<tracker_record> found(room);
+  std::uint32_t position = 0, count = room;
+  const int status =
+      ::bpf_map_lookup_batch(fd, nullptr, &position, keys.data(), found.data(), &count, nullptr);
+  if (status != 0 && errno != ENOENT) return fail(kernel_error(errno, "read the tracker's records"));
+  const std::uint64_t begin = range_.offset / sector_bytes, end = begin + range_.bytes / sector_bytes;
+  std::vector<GranuleRange> ranges;
+  for (const auto& record : std::span(found).first(count)) {
+    const std::uint64_t first = std::max<std::uint64_t>(record.sector, begin);
+    const std::uint64_t last = std::min<std::uint64_t>(record.end, end);
+    if (first >= last) continue;
+    const std::uint64_t granule = (first - begin) * sector_bytes / granule_bytes_;
+    ranges.push_back({granule, ((last - begin) * sector_bytes - 1) / granule_bytes_ + 1 - granule});
+  }
+  return ranges;
+}
+
+TrackerLosses LiveTracker::losses() const {
+  const tracker_counters& counts = *kernel_->counts;
+  TrackerLosses losses;
+  losses.records_refused = counts.records_refused;
+  losses.ranges_unknown = counts.ranges_unknown + counts.beyond_marks;
+  losses.ends_unmatched = counts.ends_unmatched - counts.ends_unmatched_at_start;
+  losses.ends_unseen = counts.ends_unseen;
+  for (const auto& link : kernel_->links) losses.programs_skipped += skipped_by(link.get());
+  return losses;
+}
+
+}  // namespace blockferry

@@ -1,0 +1,403 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel's view of writes against what was really written: on whole disks, partitions and devices
+// without requests, under load too.
+#include "bitmap/live_tracker.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+#include <random>
+#include <set>
+#include <thread>
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "blockio/base/file_descriptor.h"
+#include "blockio/base/units.h"
+#include "tests/support/loop_device.h"
+
+namespace blockferry::test {
+namespace {
+
+constexpr std::uint64_t page = 4096;
+
+/// A disk without requests: its writes end within the call that began them.
+class ZramDevice {
+ public:
+  explicit ZramDevice(std::uint64_t bytes) {
+    std::ifstream add("/sys/class/zram-control/hot_add");
+    if (!(add >> number_)) return;
+    std::ofstream(sysfs("disksize")) << bytes;
+  }
+  ~ZramDevice() {
+    if (!valid()) return;
+    std::ofstream(sysfs("reset")) << 1;
+    std::ofstream("/sys/class/zram-control/hot_remove") << number_;
+  }
+  ZramDevice(const ZramDevice&) = delete;
+  ZramDevice& operator=(const ZramDevice&) = delete;
+  bool valid() const { return number_ >= 0; }
+  std::string path() const { return "/dev/zram" + std::to_string(number_); }
+
+ private:
+  std::string sysfs(const char* name) const {
+    return "/sys/block/zram" + std::to_string(number_) + "/" + name;
+  }
+  int number_ = -1;
+};
+
+struct alignas(page) Granule {
+  std::byte bytes[page];
+};
+
+/// Some granules' worth of memory, as direct I/O wants it.
+class Granules {
+ public:
+  explicit Granules(std::uint64_t count) : granules_(count) {}
+  void fill(std::mt19937_64& random) {
+    for (auto& granule : granules_)
+      std::fill(std::begin(granule.bytes), std::end(granule.bytes), std::byte(random()));
+  }
+  void* data() { return granules_.data(); }
+  std::size_t bytes() const { return granules_.size() * page; }
+  Granule& operator[](std::uint64_t index) { return granules_[index]; }
+
+ private:
+  std::vector<Granule> granules_;
+};
+
+FileDescriptor open_direct(const std::string& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDWR | O_DIRECT | O_CLOEXEC));
+  EXPECT_TRUE(fd.valid()) << path << ": " << std::strerror(errno);
+  return fd;
+}
+
+std::unique_ptr<LiveTracker> attached(const std::string& path, const LiveTrackerOptions& options = {}) {
+  const auto range = tracked_range_of(path);
+  if (!range) {
+    ADD_FAILURE() << range.error().message();
+    return nullptr;
+  }
+  auto tracker = LiveTracker::attach(*range, options);
+  if (tracker) return std::move(*tracker);
+  ADD_FAILURE() << tracker.error().message();
+  return nullptr;
+}
+
+std::set<std::uint64_t> collected(LiveTracker& tracker, std::uint64_t granules) {
+  ChangeBitmap dirty(granules);
+  const auto done = tracker.collect(dirty);
+  EXPECT_TRUE(done) << done.error().message();
+  if (done) tracker.release();
+  std::set<std::uint64_t> marked;
+  while (const auto range = dirty.claim(0, granules)) {
+    for (std::uint64_t granule = range->first; granule < range->end(); ++granule) marked.insert(granule);
+  }
+  return marked;
+}
+
+/// Just what was changed; except that writes of earlier whose end the kernel hid may be given once more.
+void expect_marks(const LiveTracker& tracker, const std::set<std::uint64_t>& marked,
+                  const std::set<std::uint64_t>& changed, const std::set<std::uint64_t>& earlier = {}) {
+  EXPECT_TRUE(std::includes(marked.begin(), marked.end(), changed.begin(), changed.end()))
+      << "marks are missing";
+  std::set<std::uint64_t> others;
+  std::set_difference(marked.begin(), marked.end(), changed.begin(), changed.end(),
+                      std::inserter(others, others.end()));
+  if (others.empty()) return;
+  EXPECT_TRUE(std::includes(earlier.begin(), earlier.end(), others.begin(), others.end()))
+      << others.size() << " granules, the first " << *others.begin() << ", were never written to";
+  const auto standing = tracker.queued();
+  EXPECT_TRUE(standing && (!standing->empty() || tracker.losses().ends_unseen > 0))
+      << others.size() << " granules were marked twice";
+}
+
+/// Writes, zeroes and discards at random; the granules that they touched.
+std::set<std::uint64_t> change_at_random(int fd, std::uint64_t granules, std::mt19937_64& random,
+                                         bool discards) {
+  std::set<std::uint64_t> changed;
+  for (int i = 0; i < 60; ++i) {
+    const std::uint64_t count = i % 10 == 0 ? 1 + random() % 700 : 1 + random() % 20;
+    const std::uint64_t first = random() % (granules - count);
+    std::uint64_t range[2] = {first * page, count * page};
+    int status = 0;
+    switch (discards ? random() % 4 : 0) {
+      case 1:
+        status = ::ioctl(fd, BLKDISCARD, range);
+        break;
+      case 2:
+        status = ::ioctl(fd, BLKZEROOUT, range);
+        break;
+      default:
+        Granules data(count);
+        data.fill(random);
+        status = ::pwrite(fd, data.data(), data.bytes(), off_t(range[0])) == ssize_t(data.bytes()) ? 0 : -1;
+    }
+    EXPECT_EQ(status, 0) << std::strerror(errno);
+    for (std::uint64_t granule = first; granule < first + count; ++granule) changed.insert(granule);
+  }
+  return changed;
+}
+
+void expect_exact_marks(const std::string& path, std::uint64_t bytes, bool discards = true) {
+  const std::uint64_t granules = bytes / page;
+  auto tracker = attached(path);
+  ASSERT_TRUE(tracker);
+  const auto fd = open_direct(path);
+  std::set<std::uint64_t> earlier;
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) {
+    std::mt19937_64 random(seed);
+    const auto changed = change_at_random(fd.get(), granules, random, discards);
+    SCOPED_TRACE(path + ", seed " + std::to_string(seed));
+    expect_marks(*tracker, collected(*tracker, granules), changed, earlier);
+    earlier.insert(changed.begin(), changed.end());
+  }
+  expect_marks(*tracker, collected(*tracker, granules), {}, earlier);
+  EXPECT_FALSE(tracker->losses().any());
+}
+
+class LiveTrackerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto missing = volumes_missing(); !missing.empty()) GTEST_SKIP() << missing;
+  }
+  ScratchDirectory scratch_;
+};
+
+TEST_F(LiveTrackerTest, MarksWhatWasWrittenToADisk) {
+  for (const unsigned sector_bytes : {512U, 4096U}) {
+    LoopOptions options;
+    options.sector_bytes = sector_bytes;
+    const LoopDevice disk(scratch_.file("disk" + std::to_string(sector_bytes), 64 * MiB), options);
+    ASSERT_TRUE(disk.valid());
+    expect_exact_marks(disk.path(), 64 * MiB);
+  }
+}
+
+TEST_F(LiveTrackerTest, MarksWhatWasWrittenToAPartition) {
+  LoopDevice disk(scratch_.file("disk", 64 * MiB));
+  ASSERT_TRUE(disk.valid());
+  const std::string part = disk.add_partition(1, 16 * MiB + 512 * 3, 32 * MiB);
+  ASSERT_NE(part, "");
+  expect_exact_marks(part, 32 * MiB);
+}
+
+TEST_F(LiveTrackerTest, WritesToAPartitionAreTheDisksAndNotItsNeighbours) {
+  LoopDevice disk(scratch_.file("disk", 64 * MiB));
+  ASSERT_TRUE(disk.valid());
+  const std::string first = disk.add_partition(1, MiB, 16 * MiB),
+                    second = disk.add_partition(2, 32 * MiB, 16 * MiB);
+  ASSERT_NE(second, "");
+  auto whole = attached(disk.path()), other = attached(first);
+  ASSERT_TRUE(whole && other);
+  const auto fd = open_direct(second);
+  std::mt19937_64 random(3);
+  std::set<std::uint64_t> expected;
+  for (const auto granule : change_at_random(fd.get(), 16 * MiB / page, random, true))
+    expected.insert(granule + 32 * MiB / page);
+  expect_marks(*whole, collected(*whole, 64 * MiB / page), expected);
+  EXPECT_TRUE(collected(*other, 16 * MiB / page).empty());
+}
+
+TEST_F(LiveTrackerTest, MarksWhatWasWrittenToADiskWithoutRequests) {
+  const ZramDevice disk(32 * MiB);
+  if (!disk.valid()) GTEST_SKIP() << "no zram device to be had";
+  expect_exact_marks(disk.path(), 32 * MiB);
+}
+
+/// Passes as a run makes them, while others write: in the end the copy is the volume.
+void expect_faithful_copy(const std::string& path, std::uint64_t bytes) {
+  const std::uint64_t granules = bytes / page;
+  auto tracker = attached(path);
+  ASSERT_TRUE(tracker);
+  const auto fd = open_direct(path);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> writers;
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    writers.emplace_back([&, seed] {
+      std::mt19937_64 random(seed);
+      while (!stop) static_cast<void>(change_at_random(fd.get(), granules, random, seed == 1));
+    });
+  }
+  ChangeBitmap dirty(granules);
+  dirty.set_all();
+  Granules copy(granules);
+  const auto copy_dirty = [&] {
+    while (const auto range = dirty.claim(0, 64)) {
+      const auto length = range->count * page;
+      ASSERT_EQ(::pread(fd.get(), &copy[range->first], length, off_t(range->first * page)), ssize_t(length));
+    }
+  };
+  for (int pass = 0; pass < 12; ++pass) {
+    copy_dirty();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const auto done = tracker->collect(dirty);
+    EXPECT_TRUE(done) << done.error().message();
+    if (done) tracker->release();
+  }
+  stop = true;
+  for (auto& writer : writers) writer.join();
+  ASSERT_TRUE(tracker->collect(dirty));
+  copy_dirty();
+  Granules now(granules);
+  ASSERT_EQ(::pread(fd.get(), now.data(), now.bytes(), 0), ssize_t(now.bytes()));
+  EXPECT_EQ(std::memcmp(now.data(), copy.data(), now.bytes()), 0);
+  EXPECT_FALSE(tracker->losses().any());
+}
+
+TEST_F(LiveTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADisk) {
+  const LoopDevice disk(scratch_.file("disk", 32 * MiB));
+  ASSERT_TRUE(disk.valid());
+  expect_faithful_copy(disk.path(), 32 * MiB);
+}
+
+TEST_F(LiveTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADiskWithoutRequests) {
+  const ZramDevice disk(32 * MiB);
+  if (!disk.valid()) GTEST_SKIP() << "no zram device to be had";
+  expect_faithful_copy(disk.path(), 32 * MiB);
+}
+
+TEST_F(LiveTrackerTest, MoreWritesAtATimeThanThereIsRoomForAreALoss) {
+  const LoopDevice disk(scratch_.file("disk", 64 * MiB));
+  ASSERT_TRUE(disk.valid());
+  LiveTrackerOptions options;
+  options.queued_writes_max = 1;
+  auto tracker = attached(disk.path(), options);
+  ASSERT_TRUE(tracker);
+  const auto fd = open_direct(disk.path());
+  std::mt19937_64 random(5);
+  Granules data(1024);  // more than one request takes
+  data.fill(random);
+  std::vector<std::thread> writers;
+  for (off_t at = 0; at < 4; ++at) {
+    writers.emplace_back([&, at] {
+      for (int i = 0; i < 20; ++i)
+        EXPECT_EQ(::pwrite(fd.get(), data.data(), data.bytes(), at * off_t(data.bytes())),
+                  ssize_t(data.bytes()));
+    });
+  }
+  for (auto& writer : writers) writer.join();
+  EXPECT_GT(tracker->losses().records_refused, 0U);
+  EXPECT_TRUE(tracker->losses().any());
+}
+
+TEST_F(LiveTrackerTest, GranulesMayBeLarger) {
+  const LoopDevice disk(scratch_.file("disk", 64 * MiB + 512 * 7));
+  ASSERT_TRUE(disk.valid());
+  LiveTrackerOptions options;
+  options.granule_bytes = 64 * KiB;
+  auto tracker = attached(disk.path(), options);
+  ASSERT_TRUE(tracker);
+  const auto fd = open_direct(disk.path());
+  Granules data(17);
+  ASSERT_EQ(::pwrite(fd.get(), data.data(), 512, 64 * MiB + 512 * 6), 512);  // the last sector of all
+  ASSERT_EQ(::pwrite(fd.get(), data.data(), data.bytes(), 60 * KiB), ssize_t(data.bytes()));
+  EXPECT_EQ(collected(*tracker, 1025), (std::set<std::uint64_t>{0, 1, 1024}));
+}
+
+/// A bpf filesystem of the test's own, and a disk.
+class PinnedTrackerTest : public LiveTrackerTest {
+ protected:
+  static constexpr std::uint64_t bytes = 32 * MiB, granules = bytes / page;
+
+  void SetUp() override {
+    LiveTrackerTest::SetUp();
+    if (IsSkipped()) return;
+    pins_ = std::make_unique<MountedVolume>("none", scratch_.directory("pins"), "bpf");
+    if (!pins_->valid()) GTEST_SKIP() << "no bpf filesystem to be had";
+    disk_ = std::make_unique<LoopDevice>(scratch_.file("disk", bytes));
+    ASSERT_TRUE(disk_->valid());
+    auto tracker = attached(disk_->path());
+    ASSERT_TRUE(tracker);
+    const auto pinned = tracker->pin(directory());
+    ASSERT_TRUE(pinned) << pinned.error().message();
+    tracker_ = std::move(tracker);
+    fd_ = open_direct(disk_->path());
+  }
+
+  std::string directory() const { return scratch_.path("pins/run"); }
+  std::set<std::uint64_t> change(std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    return change_at_random(fd_.get(), granules, random, true);
+  }
+  Result<std::unique_ptr<LiveTracker>> adopt(const std::string& path, std::uint64_t granule_bytes = page) {
+    return LiveTracker::adopt(directory(), *tracked_range_of(path), granule_bytes);
+  }
+
+  std::unique_ptr<MountedVolume> pins_;
+  std::unique_ptr<LoopDevice> disk_;
+  FileDescriptor fd_;
+  std::unique_ptr<LiveTracker> tracker_;
+};
+
+TEST_F(PinnedTrackerTest, GoesOnWhileNobodyIsThere) {
+  auto expected = change(1);
+  tracker_.reset();
+  expected.merge(change(2));
+  auto tracker = adopt(disk_->path());
+  ASSERT_TRUE(tracker) << tracker.error().message();
+  auto found = collected(**tracker, granules);  // what was not released: nothing, or all
+  found.merge(collected(**tracker, granules));
+  expect_marks(**tracker, found, expected);
+  EXPECT_FALSE((*tracker)->losses().any());
+}
+
+TEST_F(PinnedTrackerTest, WhatWasNotReleasedIsGivenAgain) {
+  const auto before = change(3);
+  ChangeBitmap dirty(granules);
+  ASSERT_TRUE(tracker_->collect(dirty));
+  const auto meanwhile = change(4);
+  tracker_.reset();
+  const auto after = change(5);
+  auto tracker = adopt(disk_->path());
+  ASSERT_TRUE(tracker) << tracker.error().message();
+  auto expected = meanwhile;
+  expected.insert(after.begin(), after.end());
+  expect_marks(**tracker, collected(**tracker, granules), before, expected);
+  expect_marks(**tracker, collected(**tracker, granules), expected, before);
+}
+
+TEST_F(PinnedTrackerTest, IsNotTakenForAnothers) {
+  tracker_.reset();
+  const LoopDevice other(scratch_.file("other", bytes));
+  ASSERT_TRUE(other.valid());
+  for (const auto& refused : {adopt(other.path()), adopt(disk_->path(), 2 * page)}) {
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, ErrorCode::state_damaged);
+  }
+  EXPECT_TRUE(adopt(disk_->path()));
+}
+
+TEST_F(PinnedTrackerTest, WithAnyPinGoneIsNotTrusted) {
+  tracker_.reset();
+  ASSERT_EQ(::unlink((directory() + "/on_bio_queue").c_str()), 0);
+  const auto refused = adopt(disk_->path());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::state_damaged);
+}
+
+TEST_F(PinnedTrackerTest, EndsWithItsPins) {
+  tracker_.reset();
+  LiveTracker::remove_pins(directory());
+  EXPECT_NE(::access(directory().c_str(), F_OK), 0);
+  EXPECT_FALSE(adopt(disk_->path()));
+}
+
+TEST_F(LiveTrackerTest, NothingElseIsTracked) {
+  const std::string file = scratch_.file("file", MiB);
+  const auto range = tracked_range_of(file);
+  ASSERT_FALSE(range);
+  EXPECT_EQ(range.error().code, ErrorCode::unsupported);
+}
+
+}  // namespace
+}  // namespace blockferry::test
