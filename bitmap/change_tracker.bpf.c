@@ -56,8 +56,8 @@ struct request {
 #define FIRST_DRIVER_OPERATION 34
 #define BIOS_IN_REQUEST_MAX 4096
 
-const volatile struct tracker_target target;
-struct tracker_counters counters;
+const volatile struct TrackerTarget target;
+struct TrackerCounters counters;
 
 struct marks {
   __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -81,7 +81,7 @@ struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, 1);
   __type(key, __u64);
-  __type(value, struct tracker_record);
+  __type(value, struct TrackerRecord);
 } records SEC(".maps");
 
 static void count(__u64* counter) {
@@ -147,7 +147,7 @@ static bool is_unclear(unsigned int flags, unsigned int bytes) {
 
 static void remember(struct bio* bio) {
   const __u64 key = (__u64)bio;
-  struct tracker_record record = {
+  struct TrackerRecord record = {
       .sector = bio->bi_iter.bi_sector,
       .end = bio->bi_iter.bi_sector + (bio->bi_iter.bi_size >> 9),
       .queued_ns = bpf_ktime_get_ns(),
@@ -155,7 +155,7 @@ static void remember(struct bio* bio) {
   long status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
   if (status == ENTRY_EXISTS) {
     // Its end was not seen, and the bio serves again.
-    const struct tracker_record* old = bpf_map_lookup_elem(&records, &key);
+    const struct TrackerRecord* old = bpf_map_lookup_elem(&records, &key);
     if (old) mark(old->sector, old->end);
     count(&counters.ends_unseen);
     status = bpf_map_update_elem(&records, &key, &record, BPF_ANY);
@@ -166,7 +166,7 @@ static void remember(struct bio* bio) {
 /// Marked first, deleted then: whoever finds no record finds the mark.
 static bool forget(struct bio* bio) {
   const __u64 key = (__u64)bio;
-  const struct tracker_record* record = bpf_map_lookup_elem(&records, &key);
+  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &key);
   if (!record) return false;
   mark(record->sector, record->end);
   bpf_map_delete_elem(&records, &key);
@@ -203,7 +203,7 @@ static long end_of_bio(__u32 index, void* data) {
   const __u64 key = (__u64)bio;
   const __u64 sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
   const unsigned int bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
-  const struct tracker_record* record = bpf_map_lookup_elem(&records, &key);
+  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &key);
   if (record) {
     mark(record->sector, record->end);
     if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &key);

@@ -9,7 +9,7 @@
 
 /// Which writes count: those to a range of one disk. The sequence number tells a disk from another one that
 /// bears its name later.
-struct tracker_target {
+struct TrackerTarget {
   __u32 layout;
   int major;
   int first_minor;
@@ -20,13 +20,13 @@ struct tracker_target {
 };
 
 /// A write that was queued and whose end was not seen.
-struct tracker_record {
+struct TrackerRecord {
   __u64 sector;
   __u64 end;
   __u64 queued_ns;  // CLOCK_MONOTONIC
 };
 
-struct tracker_counters {
+struct TrackerCounters {
   __u64 records_refused;          // the table of records was full
   __u64 beyond_marks;             // a granule without a place
   __u64 ranges_unknown;           // an operation whose range could not be told

@@ -6,7 +6,6 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <span>
@@ -22,7 +21,7 @@
 #include "bitmap/change_tracker.h"
 #include "blockio/base/check.h"
 #include "blockio/base/file_descriptor.h"
-#include "change_tracker.skel.h"
+#include "change_tracker.skel.h"  // made from change_tracker.bpf.c
 
 namespace blockferry {
 
@@ -123,7 +122,7 @@ struct LiveTracker::Kernel {
   Kernel& operator=(const Kernel&) = delete;
 
   std::size_t marks_bytes() const { return pages * page_words * sizeof(std::uint64_t); }
-  int load(const tracker_target& wanted, unsigned queued_writes_max);
+  int load(const TrackerTarget& wanted, unsigned queued_writes_max);
   int take(change_tracker& skeleton);
   int map_memory();
   int open_pins(const std::string& directory);
@@ -133,10 +132,10 @@ struct LiveTracker::Kernel {
   FileDescriptor maps[map_count];
   FileDescriptor links[link_count];
   std::uint64_t* marks[2] = {nullptr, nullptr};
-  tracker_counters* counts = nullptr;
+  TrackerCounters* counts = nullptr;
 };
 
-int LiveTracker::Kernel::load(const tracker_target& wanted, unsigned queued_writes_max) {
+int LiveTracker::Kernel::load(const TrackerTarget& wanted, unsigned queued_writes_max) {
   libbpf_set_print([](libbpf_print_level, const char*, va_list) { return 0; });  // errors are values here
   const std::unique_ptr<change_tracker, void (*)(change_tracker*)> skeleton(change_tracker__open(),
                                                                             change_tracker__destroy);
@@ -183,7 +182,7 @@ int LiveTracker::Kernel::map_memory() {
   }
   void* const memory = map(maps[counters].get(), page_bytes);
   if (memory == MAP_FAILED) return errno;
-  counts = static_cast<tracker_counters*>(memory);
+  counts = static_cast<TrackerCounters*>(memory);
   return 0;
 }
 
@@ -212,9 +211,14 @@ int LiveTracker::Kernel::open_pins(const std::string& directory) {
 
 namespace {
 
-tracker_target target_of(const TrackedRange& range, std::uint64_t granule_bytes) {
-  tracker_target made;
-  std::memset(&made, 0, sizeof made);  // compared as bytes
+bool same(const TrackerTarget& left, const TrackerTarget& right) {
+  return left.layout == right.layout && left.major == right.major && left.first_minor == right.first_minor &&
+         left.disk_sequence == right.disk_sequence && left.first_sector == right.first_sector &&
+         left.sectors == right.sectors && left.granule_shift == right.granule_shift;
+}
+
+TrackerTarget target_of(const TrackedRange& range, std::uint64_t granule_bytes) {
+  TrackerTarget made{};
   made.layout = TRACKER_LAYOUT;
   made.major = int(range.major);
   made.first_minor = int(range.minor);
@@ -259,7 +263,7 @@ Result<std::unique_ptr<LiveTracker>> LiveTracker::attach(const TrackedRange& ran
   if (const int error = made->kernel_->load(wanted, options.queued_writes_max); error != 0)
     return fail(kernel_error(error, "load and attach the tracker's programs"));
   wait_for_earlier_writes(range);
-  tracker_counters& counts = *made->kernel_->counts;
+  TrackerCounters& counts = *made->kernel_->counts;
   counts.ends_unmatched_at_start = counts.ends_unmatched;
   return made;
 }
@@ -291,12 +295,12 @@ Result<std::unique_ptr<LiveTracker>> LiveTracker::adopt(const std::string& direc
     return fail(std::move(gone));
   }
   const std::uint32_t key = 0;
-  tracker_target found{};
+  TrackerTarget found{};
   const auto wanted = target_of(range, granule_bytes);
   if (info_of_map(kernel.maps[target].get()).value_size != sizeof found ||
       ::bpf_map_lookup_elem(kernel.maps[target].get(), &key, &found) != 0 || found.layout != TRACKER_LAYOUT)
     return foreign("another version of Blockferry made it");
-  if (std::memcmp(&found, &wanted, sizeof found) != 0) return foreign("it tracks another volume");
+  if (!same(found, wanted)) return foreign("it tracks another volume");
   for (const std::size_t index : {marks_0, marks_1}) {
     if (info_of_map(kernel.maps[index].get()).max_entries != kernel.pages * page_words)
       return foreign("its marks are not those of this volume");
@@ -346,7 +350,7 @@ Result<std::vector<GranuleRange>> LiveTracker::queued() const {
   const int fd = kernel_->maps[records].get();
   const std::uint32_t room = info_of_map(fd).max_entries;
   std::vector<std::uint64_t> keys(room);
-  std::vector<tracker_record> found(room);
+  std::vector<TrackerRecord> found(room);
   std::uint32_t position = 0, count = room;
   const int status =
       ::bpf_map_lookup_batch(fd, nullptr, &position, keys.data(), found.data(), &count, nullptr);
@@ -364,7 +368,7 @@ Result<std::vector<GranuleRange>> LiveTracker::queued() const {
 }
 
 TrackerLosses LiveTracker::losses() const {
-  const tracker_counters& counts = *kernel_->counts;
+  const TrackerCounters& counts = *kernel_->counts;
   TrackerLosses losses;
   losses.records_refused = counts.records_refused;
   losses.ranges_unknown = counts.ranges_unknown + counts.beyond_marks;
