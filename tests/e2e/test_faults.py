@@ -237,11 +237,9 @@ def test_a_target_that_was_replaced_while_ferryd_was_away_is_not_written(ferryd,
     run = ferryd.start_clone(source, target, options=["--rate", "8M"])
     ferryd.wait_for(run, lambda shown: shown["bytes_copied"] > 4 * MiB)
     ferryd.stop()
-    volumes.detach(target)
     other = volumes.file(SIZE)
     before = fingerprint(other)
-    command("losetup", "--direct-io=on", target, other)
-    target.file = other
+    volumes.reattach(target, other)
     ferryd.start()
     assert str(target) in failed(ferryd, ferryd.wait_end(run, "failed"))["message"]
     assert fingerprint(other) == before

@@ -166,6 +166,18 @@ class Volumes:
             run("losetup", "--detach", loop)
             wait_until(lambda: not ours(), what=f"the end of {loop}")
 
+    def reattach(self, loop, file):
+        """Puts another file behind the same name."""
+        def attach():  # who looks for a free loop device may have got this one: then when it is given back
+            if loop.sysfs("loop/backing_file").exists():
+                return False
+            command = ["losetup", "--direct-io=on", str(loop), str(file)]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+        self.detach(loop)
+        wait_until(attach, 60, f"{loop} to be free")
+        loop.file = file
+
     def zram(self, size):
         """A zram device: bio-based, which loop devices are not."""
         need_root()
