@@ -59,7 +59,8 @@ class FileDevice : public Device {
   std::shared_ptr<FileDescriptor> disk_lock_;  ///< targets: the whole disk's
   dev_t device_number_ = 0;
   std::optional<unsigned> slot_, buffered_slot_;
-  ByteRange known_hole_{0, 0};  ///< of a file: seen to be a hole and not written to since
+  std::uint64_t written_end_ = 0;  ///< nothing was written beyond it
+  ByteRange known_hole_{0, 0};     ///< of a file: seen to be a hole, and not written to before or since
 };
 
 FileDevice::~FileDevice() {
@@ -292,12 +293,14 @@ bool FileDevice::is_hole(ByteRange range) {
   if (data < 0 && (errno != ENXIO || ::fstat(buffered_fd_.get(), &status) != 0)) return false;
   if (data < 0) data = status.st_size;
   if (std::uint64_t(data) < range.end()) return false;
-  known_hole_ = {range.offset, std::uint64_t(data) - range.offset};
+  // Not remembered where a write may be on its way that this look did not see.
+  if (range.offset >= written_end_) known_hole_ = {range.offset, std::uint64_t(data) - range.offset};
   return true;
 }
 
 /// What is left of the known hole: the larger side.
 void FileDevice::note_written(ByteRange range) {
+  written_end_ = std::max(written_end_, range.end());
   const std::uint64_t begin = known_hole_.offset, end = known_hole_.end();
   if (range.offset >= end || range.end() <= begin) return;
   const std::uint64_t before = range.offset > begin ? range.offset - begin : 0;

@@ -2,7 +2,9 @@
 // Files on a disk's filesystem and in memory, through both I/O engines.
 #include "blockio/file_device.h"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -71,6 +73,31 @@ TEST_P(FileDeviceTest, ZeroingMakesAHoleAndItsTailIsZeroToo) {
     const bool zeroed = (i >= 64 * KiB && i < 576 * KiB) || i >= 1 * MiB;
     ASSERT_EQ(back[i], std::byte(zeroed ? 0 : 7)) << i;
   }
+}
+
+/// A look for holes may come while a write is on its way: it then sees a hole where data will be.
+TEST_P(FileDeviceTest, WhatWasWrittenIsNotTakenForAHoleSeenMeanwhile) {
+  const auto device = open(files_.file("holes"), DeviceRole::target, true, 1 * MiB);
+  ASSERT_NE(device, nullptr);
+  std::memset(memory_, 7, 64 * KiB);
+  IoRequest write;
+  write.operation = IoOperation::write;
+  write.offset = 512 * KiB;
+  write.bytes = 64 * KiB;
+  write.data = memory_;
+  device->submit(write);  // reaches the kernel with the next wait
+  IoRequest zero;
+  zero.operation = IoOperation::zero;
+  zero.offset = 256 * KiB;
+  zero.bytes = 128 * KiB;
+  device->submit(zero);
+  std::vector<IoRequest*> completed;
+  for (int i = 0; i < 1000 && completed.size() < 2; ++i) queue_->wait(std::chrono::seconds(1), completed);
+  ASSERT_EQ(completed.size(), 2U);
+  ASSERT_EQ(run(*device, IoOperation::zero, 512 * KiB, 64 * KiB), 0);
+  std::byte* const back = memory_ + 2 * MiB;
+  ASSERT_EQ(run(*device, IoOperation::read, 512 * KiB, 64 * KiB, back), std::int64_t(64 * KiB));
+  EXPECT_TRUE(std::all_of(back, back + 64 * KiB, [](std::byte byte) { return byte == std::byte(0); }));
 }
 
 TEST_P(FileDeviceTest, HolesAreToldFromData) {
