@@ -187,7 +187,6 @@ int LiveTracker::Kernel::map_memory() {
 }
 
 int LiveTracker::Kernel::pin(const std::string& directory) const {
-  if (::mkdir(directory.c_str(), 0700) != 0) return errno;
   for (std::size_t i = 0; i < map_count; ++i) {
     if (::bpf_obj_pin(maps[i].get(), (directory + "/" + map_names[i]).c_str()) != 0) return errno;
   }
@@ -269,6 +268,9 @@ Result<std::unique_ptr<LiveTracker>> LiveTracker::attach(const TrackedRange& ran
 }
 
 Result<void> LiveTracker::pin(const std::string& directory) {
+  // Another tracker's pins may be there: those are not ours to remove.
+  if (::mkdir(directory.c_str(), 0700) != 0)
+    return fail(error_from_errno(errno, "pin the tracker in", directory));
   if (const int error = kernel_->pin(directory); error != 0) {
     remove_pins(directory);
     return fail(error_from_errno(error, "pin the tracker in", directory));

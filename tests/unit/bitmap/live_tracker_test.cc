@@ -377,6 +377,14 @@ TEST_F(PinnedTrackerTest, IsNotTakenForAnothers) {
   EXPECT_TRUE(adopt(disk_->path()));
 }
 
+TEST_F(PinnedTrackerTest, AnotherCannotTakeItsPlace) {
+  tracker_.reset();
+  auto other = attached(disk_->path());
+  ASSERT_TRUE(other);
+  EXPECT_FALSE(other->pin(directory()));
+  EXPECT_TRUE(adopt(disk_->path()));
+}
+
 TEST_F(PinnedTrackerTest, WithAnyPinGoneIsNotTrusted) {
   tracker_.reset();
   ASSERT_EQ(::unlink((directory() + "/on_bio_queue").c_str()), 0);
