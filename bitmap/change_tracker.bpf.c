@@ -59,22 +59,15 @@ struct request {
 const volatile struct TrackerTarget target;
 struct TrackerCounters counters;
 
-struct marks {
+/// One bit a granule, in words of 64. The user's side clears exactly those bits that it has taken over
+/// (`held`), before it reads what they stand for.
+struct {
   __uint(type, BPF_MAP_TYPE_ARRAY);
-  __uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+  __uint(map_flags, BPF_F_MMAPABLE);
   __uint(max_entries, 1);
   __type(key, __u32);
   __type(value, __u64);
-};
-struct marks marks_0 SEC(".maps"), marks_1 SEC(".maps");
-
-/// The marks in use. Exchanging them waits until no program uses the others.
-struct {
-  __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-  __uint(max_entries, 1);
-  __type(key, __u32);
-  __array(values, struct marks);
-} active SEC(".maps") = {.values = {&marks_0}};
+} marks SEC(".maps"), held SEC(".maps");
 
 /// Made in advance: an interrupt cannot allocate.
 struct {
@@ -89,7 +82,6 @@ static void count(__u64* counter) {
 }
 
 struct mark_context {
-  void* marks;
   __u64 first, last;  // granules
 };
 
@@ -100,7 +92,7 @@ static long mark_word(__u32 index, void* data) {
   __u64 mask = ~0ULL;
   if (context->first > start) mask &= ~0ULL << ((context->first - start) & 63);
   if (context->last < start + 63) mask &= ~0ULL >> ((start + 63 - context->last) & 63);
-  __u64* bits = bpf_map_lookup_elem(context->marks, &word);
+  __u64* bits = bpf_map_lookup_elem(&marks, &word);
   if (!bits) {
     count(&counters.beyond_marks);
     return 1;
@@ -113,16 +105,10 @@ static void mark(__u64 sector, __u64 end) {
   if (sector < target.first_sector) sector = target.first_sector;
   if (end > target.first_sector + target.sectors) end = target.first_sector + target.sectors;
   if (sector >= end) return;
-  const __u32 key = 0;
   struct mark_context context = {
       .first = (sector - target.first_sector) >> target.granule_shift,
       .last = (end - 1 - target.first_sector) >> target.granule_shift,
   };
-  context.marks = bpf_map_lookup_elem(&active, &key);
-  if (!context.marks) {
-    count(&counters.beyond_marks);
-    return;
-  }
   const __u32 words = context.last / 64 - context.first / 64 + 1;
   if (words == 1)
     mark_word(0, &context);

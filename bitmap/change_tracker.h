@@ -5,7 +5,7 @@
 
 #include <linux/types.h>
 
-#define TRACKER_LAYOUT 1
+#define TRACKER_LAYOUT 3
 
 /// Which writes count: those to a range of one disk. The sequence number tells a disk from another one that
 /// bears its name later.

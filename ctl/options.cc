@@ -60,7 +60,8 @@ options::options_description describe(Verb verb) {
     add("rate", text(), "bytes a second at most, as 500M; none for no limit");
     add("max-downtime", text(), "the longest pause at cutover, as 300ms (live sources)");
   }
-  if (verb == Verb::clone || verb == Verb::migrate || verb == Verb::sync || verb == Verb::verify) {
+  if (verb == Verb::clone || verb == Verb::migrate || verb == Verb::sync || verb == Verb::verify ||
+      verb == Verb::cutover) {
     add("detach", "print the run's id and leave; the run goes on");
   }
   if (verb == Verb::cutover) add("rehearse", "do all but the hand-over, and report the pause");

@@ -64,6 +64,10 @@ std::vector<std::string> details_of(const json& run) {
   if (has_number(run, "bytes_total")) add(bytes_text(run));
   if (number_of(run, "throughput_bytes_per_second") > 0)
     add(size_text(run, "throughput_bytes_per_second") + "/s");
+  if (has_number(run, "predicted_downtime_ms") && !has_number(run, "ended_at")) {
+    add("written at " + size_text(run, "dirty_bytes_per_second") + "/s");
+    add("a cutover now would pause for " + format_duration(number_of(run, "predicted_downtime_ms") / 1000));
+  }
   if (number_of(run, "bytes_zeroed") > 0) add(size_text(run, "bytes_zeroed") + " of it zeroes");
   if (const auto bad = list_of(run, "bad_ranges").size(); bad > 0)
     add(std::to_string(bad) + " unreadable range" + (bad > 1 ? "s" : ""));
@@ -181,7 +185,23 @@ std::string summary_line(const json& run) {
     text += " in " + format_duration(std::max(seconds, 0.0));
     if (const auto rate = rate_text(bytes, pass_seconds); !rate.empty()) text += ", " + rate;
   }
-  return text + verified_text(run) + unreadable_text(run);
+  text += verified_text(run) + unreadable_text(run);
+  const std::string pause = pause_line(run);
+  return text + (pause.empty() ? "" : "\n" + pause);
+}
+
+std::string pause_line(const json& run) {
+  const json& pause = object_of(run, "pause");
+  if (pause.empty()) return "";
+  const auto time = [](double milliseconds) { return format_duration(milliseconds / 1000); };
+  std::string text = pause.value("rehearsal", false) ? "rehearsed: a pause of " : "the source paused for ";
+  text += time(number_of(run, "downtime_ms")) + ":";
+  for (const char* phase : {"freeze", "drain", "copy", "flush", "command", "release"}) {
+    const double milliseconds = number_of(pause, (std::string(phase) + "_ms").c_str());
+    if (milliseconds >= 0.05)
+      text += (text.back() == ':' ? " " : ", ") + std::string(phase) + " " + time(milliseconds);
+  }
+  return text;
 }
 
 std::string verify_summary_line(const json& run, double seconds) {

@@ -149,6 +149,13 @@ std::string render_run(const json& run) {
     add("verified", std::to_string(count_of(verify, "granules")) + " granules, " +
                         std::to_string(count_of(verify, "mismatches")) + " mismatches");
   }
+  if (has_number(run, "predicted_downtime_ms")) {
+    add("written", size_text(run, "dirty_bytes_per_second") + "/s, between the last passes");
+    add("predicted", "a pause of " + format_duration(number_of(run, "predicted_downtime_ms") / 1000) +
+                         "; at most " + format_duration(number_of(run, "max_downtime_ms") / 1000) +
+                         " is asked for");
+  }
+  add("pause", pause_line(run));
   add("granule", size_text(run, "granule_bytes"));
   add("I/O", text_of(run, "io_engine"));
   add("restarts", std::to_string(count_of(run, "restarts")));

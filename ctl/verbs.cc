@@ -173,6 +173,40 @@ std::string changed_line(const json& run) {
   return "run " + text_of(run, "id") + " is " + text_of(run, "state") + ", rate: " + rate + "\n";
 }
 
+std::string pause_lines(const json& run) {
+  return pause_line(run) + "\n";
+}
+
+/// What came of a rehearsal, once it is over: another pause than before, or a word why there was none.
+Result<json> rehearsed(const Session& session, const std::string& path, double pause_before) {
+  constexpr Nanoseconds patience = std::chrono::minutes(10), between = std::chrono::milliseconds(50);
+  const Nanoseconds give_up = system_clock().now() + patience;
+  while (!interrupted() && system_clock().now() < give_up) {
+    auto run = session.client.get(path);
+    if (!run || number_of(*run, "downtime_ms") != pause_before) return run;
+    if (run_ended(*run) || !text_of(*run, "warning").empty()) {
+      return fail(make_error(ErrorCode::conflict, "rehearse the cutover of run", text_of(*run, "id"),
+                             run_ended(*run) ? "it has ended" : text_of(*run, "warning")));
+    }
+    system_clock().sleep_for(between);
+  }
+  return fail(make_error(ErrorCode::conflict, "rehearse the cutover of run", session.command.words[0],
+                         "it goes on; `ferryctl show` tells its pause"));
+}
+
+/// Followed to the run's end, a rehearsal to its own.
+int do_cutover(const Session& session) {
+  const Command& command = session.command;
+  if (!command.rehearse) return do_run_again(session);
+  const InterruptGuard guard;
+  const std::string path = run_path(command.words[0]);
+  const auto before = session.client.get(path);
+  if (!before) return report_run_error(session, before.error());
+  const auto asked = session.client.request("POST", path + "/rehearse", nullptr);
+  if (!asked) return report_run_error(session, asked.error());
+  return print_answer(session, rehearsed(session, path, number_of(*before, "downtime_ms")), pause_lines);
+}
+
 int do_check(const Session& session) {
   auto report = session.client.request("POST", "/check", to_json(session.command.request));
   if (!report) return report_error(report.error(), session.command.json);
@@ -214,14 +248,6 @@ int do_map(const Session& session) {
 
 int do_run_verb(const Session& session) {
   const Command& command = session.command;
-  if (command.rehearse) {
-    // Never sent as a cutover, which would be one.
-    const auto run = session.client.get(run_path(command.words[0]));
-    if (!run) return report_run_error(session, run.error());
-    return report_error(make_error(ErrorCode::conflict, "rehearse the cutover of run", text_of(*run, "id"),
-                                   "its source is not live, so there is nothing to hand over"),
-                        command.json);
-  }
   const std::string path = run_path(command.words[0], info_of(command.verb).name);
   return print_answer(session, session.client.request("POST", path, nullptr), state_line);
 }
@@ -312,7 +338,7 @@ const std::vector<VerbInfo>& verb_infos() {
       {Verb::sync, "sync", "RUN", "bring the target up to date: copy only what differs",
        "  ferryctl sync nightly\n", 1, 1, do_run_again},
       {Verb::cutover, "cutover", "RUN", "hand over now (live sources)",
-       "  ferryctl cutover nightly\n  ferryctl cutover --rehearse nightly\n", 1, 1, do_run_verb},
+       "  ferryctl cutover nightly\n  ferryctl cutover --rehearse nightly\n", 1, 1, do_cutover},
       {Verb::rollback, "rollback", "RUN", "return to the old volume after a swap (live sources)",
        "  ferryctl rollback nightly\n", 1, 1, do_run_verb},
       {Verb::commit, "commit", "RUN", "settle a swap for good (live sources)", "  ferryctl commit nightly\n",

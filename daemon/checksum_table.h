@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "bitmap/checksum_tracker.h"
 #include "bitmap/storage.h"
-#include "bitmap/tracker.h"
 #include "blockio/base/error.h"
 #include "blockio/base/units.h"
 

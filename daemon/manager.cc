@@ -24,6 +24,9 @@ Manager::~Manager() {
 }
 
 Result<void> Manager::load() {
+  auto pins = TrackerPins::create(state_);
+  if (!pins) return fail(pins.error());
+  pins_ = std::move(*pins);
   auto names = state_.list();
   if (!names) return fail(names.error());
   for (const auto& name : *names) {
@@ -56,11 +59,16 @@ Result<void> Manager::load() {
 /// State files whose run was never recorded, or is forgotten. While a record cannot be read nothing is
 /// removed: it might be that run's.
 void Manager::remove_orphans() {
-  std::set<std::string> volumes;
+  std::set<std::string> volumes, tracked;
   for (const auto& [id, entry] : entries_) {
     if (entry.damaged) return;
     volumes.insert(entry.record.volume_id);
+    const RunStatus& status = entry.record.status;
+    const bool over = run_state_ended(status.state) && status.state != RunState::failed;
+    if (!over || (status.request.keep && status.state == RunState::completed))
+      tracked.insert(entry.record.volume_id);
   }
+  pins_->remove_all_but(tracked);
   const auto names = state_.list();
   if (!names) return;
   for (const auto& name : *names) {
@@ -120,7 +128,8 @@ void Manager::start_queued() {
             [](auto* a, auto* b) { return a->record.status.created_at < b->record.status.created_at; });
   for (auto* entry : queued) {
     if (!fits(entry->record)) return;
-    auto environment = make_real_environment(state_, buffers_, options_.io_engine, entry->after_restart);
+    auto environment =
+        make_real_environment(state_, buffers_, *pins_, options_.io_engine, entry->after_restart);
     RunLimits limits = options_.limits;
     limits.metrics = &metrics_;
     entry->active = std::make_shared<Run>(entry->record, std::move(environment), limits, [this] {

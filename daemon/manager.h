@@ -20,6 +20,7 @@
 #include "daemon/preflight.h"
 #include "daemon/run.h"
 #include "daemon/run_record.h"
+#include "daemon/tracker_pins.h"
 
 namespace blockferry {
 
@@ -86,12 +87,14 @@ class Manager : public Control {
   Result<nlohmann::json> command_ended(Entry& entry, RunVerb verb);
   Result<nlohmann::json> command_waiting(Entry& entry, RunVerb verb);
 
+  static Result<void> serves(const Entry& entry, RunVerb verb);
   Result<nlohmann::json> command_active(Run& run, RunVerb verb);
   Result<PreflightReport> checked(const RunRequest& request, const std::string& except_id);
   RunRecord new_record(const RunRequest& request, const PreflightReport& report, const RunRecord* base);
 
   StateDirectory& state_;
   BufferPool buffers_;
+  std::unique_ptr<TrackerPins> pins_;  ///< made by load()
   const ManagerOptions options_;
   Metrics metrics_;
 

@@ -31,6 +31,10 @@ Error refused(const std::string& operation, const std::string& device, const std
   return make_error(ErrorCode::refused, operation, device, why);
 }
 
+bool is_cutover(RunVerb verb) {
+  return verb == RunVerb::cutover || verb == RunVerb::rehearse;
+}
+
 bool same_volume(const std::string& uri, const std::string& identity, const PreflightVolume& volume) {
   return uri == volume.path || uri == volume.resolved || (!identity.empty() && identity == volume.identity);
 }
@@ -241,7 +245,7 @@ RunRecord Manager::new_record(const RunRequest& request, const PreflightReport& 
   do status.id = new_id();
   while (entries_.contains(status.id));
   status.request = request;
-  status.mode = base != nullptr ? "incremental" : "full";
+  status.mode = base != nullptr ? "incremental" : report.mode;
   status.tracker = report.tracker;
   status.source_uri = report.source.path;
   status.source_identity = report.source.identity;
@@ -274,25 +278,20 @@ Result<void> Manager::save(Entry& entry) {
 // Verbs on a run.
 
 Result<json> Manager::command(const std::string& run, RunVerb verb) {
-  if (verb == RunVerb::cutover || verb == RunVerb::rollback || verb == RunVerb::commit) {
-    const auto status = show_run(run);
-    if (!status) return status;
-    return fail(make_error(ErrorCode::conflict, run_verb_name(verb), "run " + run,
-                           "its source is not live, so there is nothing to hand over"));
-  }
   take_back_finished();
   std::unique_lock lock(mutex_);
   const auto at = find(run);
   if (!at) return fail(at.error());
   Entry& entry = (*at)->second;
   if (entry.damaged) return fail(*entry.record.status.error);
+  if (auto done = serves(entry, verb); !done) return fail(done.error());
   if (entry.active) {
     const auto active = entry.active;
     lock.unlock();
     return command_active(*active, verb);
   }
   if (!run_state_ended(entry.record.status.state)) return command_waiting(entry, verb);
-  if (verb == RunVerb::pause || verb == RunVerb::cancel) {
+  if (verb == RunVerb::pause || verb == RunVerb::cancel || is_cutover(verb)) {
     return fail(
         conflict(entry.record.status, verb,
                  std::string("the run has ended (") + run_state_name(entry.record.status.state) + ")"));
@@ -320,6 +319,16 @@ Result<json> Manager::command(const std::string& run, RunVerb verb) {
   return command_ended(again->second, verb);
 }
 
+/// Whether the verb makes sense for this run at all.
+Result<void> Manager::serves(const Entry& entry, RunVerb verb) {
+  const RunStatus& status = entry.record.status;
+  if (is_cutover(verb) && status.tracker != "ebpf")
+    return fail(conflict(status, verb, "its source is not live, so there is nothing to hand over"));
+  if (verb == RunVerb::rollback || verb == RunVerb::commit)
+    return fail(conflict(status, verb, "it did not swap a volume"));
+  return {};
+}
+
 Result<json> Manager::command_active(Run& run, RunVerb verb) {
   const RunStatus status = run.status();
   if (run.finished())
@@ -339,6 +348,12 @@ Result<json> Manager::command_active(Run& run, RunVerb verb) {
         system_clock().sleep_for(std::chrono::milliseconds(1));
       break;
     }
+    case RunVerb::cutover:
+    case RunVerb::rehearse:
+      if (status.state == RunState::paused || status.state == RunState::verifying)
+        return fail(conflict(status, verb, std::string("the run is ") + run_state_name(status.state)));
+      run.send([verb](RunCore& core) { core.ask_for_cutover(verb == RunVerb::rehearse); }, verb_patience);
+      break;
     default:
       return fail(conflict(status, verb, std::string("the run is still ") + run_state_name(status.state)));
   }
@@ -398,11 +413,14 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
     record.cursor = record.verify_target = 0;
     record.target_stamps.assign(status.targets.size(), std::nullopt);
   } else {
-    record.phase = RunPhase::collecting;
-    record.suspect = true;
+    // A tracker that was kept knows what changed; where it is gone, the run compares by itself.
+    const bool kept = status.tracker == "ebpf" && status.request.keep;
+    record.phase = kept ? RunPhase::copying : RunPhase::collecting;
+    record.suspect = !kept;
+    record.cut_over = false;
     record.cursor = 0;
     status.bad_ranges.clear();
-    status.passes.push_back({PassKind::checksum, 0, 0, 0});
+    status.passes.push_back({kept ? PassKind::incremental : PassKind::checksum, 0, 0, 0});
   }
   return enqueue(entry);
 }
@@ -427,18 +445,23 @@ Result<json> Manager::change_run(const std::string& run, const RunChange& change
   if (!at) return fail(at.error());
   Entry& entry = (*at)->second;
   if (entry.damaged) return fail(*entry.record.status.error);
-  if (change.max_downtime_ms) {
+  if (change.max_downtime_ms && entry.record.status.tracker != "ebpf") {
     return fail(make_error(ErrorCode::conflict, "set", "run " + entry.record.status.id,
                            "--max-downtime needs a live source, and this run's is not"));
   }
-  if (!change.rate_bytes_per_second) return to_json(entry.status());
-  const std::uint64_t rate = *change.rate_bytes_per_second;
   if (const auto active = entry.active) {
     lock.unlock();
-    active->send([rate](RunCore& core) { core.set_rate(rate); }, verb_patience);
+    active->send(
+        [change](RunCore& core) {
+          if (change.rate_bytes_per_second) core.set_rate(*change.rate_bytes_per_second);
+          if (change.max_downtime_ms) core.set_max_downtime(*change.max_downtime_ms);
+        },
+        verb_patience);
     return to_json(active->status());
   }
-  entry.record.status.request.rate_bytes_per_second = rate;
+  RunRequest& request = entry.record.status.request;
+  request.rate_bytes_per_second = change.rate_bytes_per_second.value_or(request.rate_bytes_per_second);
+  request.max_downtime_ms = change.max_downtime_ms.value_or(request.max_downtime_ms);
   if (auto done = save(entry); !done) return fail(done.error());
   return to_json(entry.record.status);
 }

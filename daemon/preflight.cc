@@ -11,7 +11,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
-#include <nlohmann/json.hpp>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -22,24 +21,15 @@
 #include "blockio/base/file_descriptor.h"
 #include "blockio/base/units.h"
 #include "blockio/file_device.h"
+#include "daemon/guarded_quiescer.h"
 #include "daemon/references.h"
 #include "daemon/storage_stack.h"
+#include "daemon/tracker_pins.h"
 #include "daemon/volume_content.h"
 
 namespace blockferry {
 
 namespace {
-
-/// A writer that is gone a moment later was only passing, as losetup is, which tries one device after
-/// another.
-VolumeUse settled_use_of(const VolumeNode& node) {
-  VolumeUse use = use_of(node, true);
-  for (int attempt = 0; attempt < 3 && !use.writers.empty(); ++attempt) {
-    system_clock().sleep_for(std::chrono::milliseconds(100));
-    use = use_of(node, true);
-  }
-  return use;
-}
 
 /// A volume under examination: the report's part and what only preflight needs.
 struct Examined {
@@ -84,21 +74,6 @@ std::uint32_t table_sector_in_file(const std::string& path, const VolumeContent&
   return content.partition_table ? 512 : 0;
 }
 
-/// Somebody holds it in a way that leaves no trace in sysfs or procfs (a mount namespace that no process
-/// lives in, a program that opened it exclusively, a target exported by the kernel). Opening says so and
-/// changes nothing. Our own descriptors are closed by the kernel a little after we have let go of them: hence
-/// some tries.
-bool held_exclusively(const std::string& path) {
-  constexpr unsigned tries = 6;
-  constexpr Nanoseconds pause = std::chrono::milliseconds(200);
-  for (unsigned i = 0; i < tries; ++i) {
-    if (i != 0) system_clock().sleep_for(pause);
-    const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK));
-    if (fd.valid() || errno != EBUSY) return false;
-  }
-  return true;
-}
-
 class Preflight {
  public:
   Preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use)
@@ -115,9 +90,12 @@ class Preflight {
     report_.warnings.push_back({device, message});
   }
 
+  bool wants_live(const Examined& source) const;
   void check_options();
+  void check_idle_options();
   bool examine(const std::string& path, Examined& examined, bool as_target);
   void check_source(const Examined& source);
+  void check_live_source(const Examined& source);
   void check_source_readable(const Examined& source);
   void check_target(const Examined& target, const Examined& source);
   bool check_writable(const Examined& target);
@@ -134,28 +112,40 @@ class Preflight {
   PreflightReport report_;
 };
 
+/// A source in use is live without being told; others when they are to be handed over, or the user says so.
+bool Preflight::wants_live(const Examined& source) const {
+  if (inconsistent_by_choice()) return false;
+  return source.volume.in_use || request_.kind == RunKind::migrate || request_.mode == RunMode::hybrid ||
+         request_.tracker == TrackerChoice::ebpf;
+}
+
 void Preflight::check_options() {
+  const std::string& source = request_.source;
+  if (request_.tracker == TrackerChoice::qemu) refuse(source, "--tracker qemu needs a source in QEMU");
+  if (!request_.handover.empty() && request_.handover != "fs" && request_.handover != "cmd")
+    refuse(source, "--handover " + request_.handover + " is not built yet");
+  if (request_.sync_every_ms != 0)
+    refuse(source, "--sync-every is not built yet; run `ferryctl sync` by a timer");
+  if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none)
+    refuse(source, "--mode incremental compares checksums: leave --tracker none out");
+  if (!request_.resume_cmd.empty() && request_.quiesce_cmd.empty())
+    refuse(source, "--resume-cmd undoes what --quiesce-cmd did: give both");
+  if (request_.keep && request_.kind == RunKind::migrate)
+    refuse(source, "--keep goes with clone: migrate gives the source up");
+}
+
+/// Options that mean nothing for a source that nobody uses.
+void Preflight::check_idle_options() {
   const auto needs_live = [&](bool asked, const char* option) {
-    if (asked)
-      refuse(request_.source, std::string(option) + " needs a live source, which this version cannot track");
-  };
-  if (request_.kind == RunKind::migrate) {
+    if (!asked) return;
     refuse(request_.source,
-           "migrate needs a live source, which this version cannot track; clone the idle volume, and switch "
-           "over to the clone");
-  }
-  needs_live(request_.mode == RunMode::hybrid, "--mode hybrid");
-  needs_live(request_.tracker == TrackerChoice::ebpf, "--tracker ebpf");
-  needs_live(request_.tracker == TrackerChoice::qemu, "--tracker qemu");
+           std::string(option) +
+               " needs a live source, and this one is not in use; --mode hybrid treats it as one");
+  };
   needs_live(request_.cutover == CutoverChoice::manual, "--cutover manual");
   needs_live(!request_.quiesce_cmd.empty(), "--quiesce-cmd");
-  needs_live(!request_.resume_cmd.empty(), "--resume-cmd");
   needs_live(!request_.cutover_cmd.empty(), "--cutover-cmd");
   needs_live(!request_.handover.empty(), "--handover");
-  needs_live(request_.sync_every_ms != 0, "--sync-every");
-  if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none) {
-    refuse(request_.source, "--mode incremental compares checksums: leave --tracker none out");
-  }
 }
 
 /// False where nothing more can be said of it; the refusal stands then.
@@ -217,16 +207,34 @@ void Preflight::check_source(const Examined& source) {
   if (source.volume.kind == "block" && source.volume.bytes == 0)
     return refuse(path, "the device is empty: it has no medium");
   check_source_readable(source);
-  if (source.volume.in_use) {
-    if (inconsistent_by_choice()) {
-      warn(path, source.use.reason() + ": the copy will not be consistent (--tracker none --force)");
-    } else {
-      refuse(path,
-             "the source is " + source.use.reason() +
-                 ", and no tracker for live volumes serves it; release it, or take an inconsistent copy with "
-                 "--tracker none --force");
-    }
+  if (wants_live(source)) return check_live_source(source);
+  check_idle_options();
+  if (source.volume.in_use)
+    warn(path, source.use.reason() + ": the copy will not be consistent (--tracker none --force)");
+}
+
+/// Whether its writes can be tracked, and whether it can be held still for the cutover.
+void Preflight::check_live_source(const Examined& source) {
+  const std::string& path = source.volume.path;
+  const std::string otherwise = "; release it, or take an inconsistent copy with --tracker none --force";
+  const std::string in_use = source.volume.in_use ? "the source is " + source.use.reason() + ", and " : "";
+  if (request_.mode == RunMode::full || request_.tracker == TrackerChoice::checksum ||
+      request_.tracker == TrackerChoice::none) {
+    return refuse(
+        path, in_use + "only --mode hybrid with --tracker ebpf gives a consistent copy of it" + otherwise);
   }
+  if (source.volume.kind != "block") {
+    return refuse(path, in_use +
+                            "writes to files cannot be tracked: name the block device that is used, as "
+                            "/dev/loop0" +
+                            otherwise);
+  }
+  if (const std::string& missing = live_tracking_missing(); !missing.empty())
+    return refuse(path, in_use + "this machine cannot track its writes: " + missing + otherwise);
+  if (const std::string why = quiescing_refused(source.node, quiescer_options_for(request_)); !why.empty())
+    return refuse(path, why + otherwise);
+  report_.tracker = "ebpf";
+  if (request_.mode != RunMode::incremental) report_.mode = "hybrid";
 }
 
 void Preflight::check_source_readable(const Examined& source) {
@@ -453,48 +461,11 @@ std::optional<Error> check_arguments(const RunRequest& request) {
   return std::nullopt;
 }
 
-nlohmann::json findings_to_json(const std::vector<PreflightFinding>& findings) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const auto& finding : findings)
-    list.push_back({{"device", finding.device}, {"message", finding.message}});
-  return list;
-}
-
-nlohmann::json volume_to_json(const PreflightVolume& volume) {
-  return {{"path", volume.path},       {"resolved", volume.resolved},
-          {"kind", volume.kind},       {"identity", volume.identity},
-          {"bytes", volume.bytes},     {"logical_block_bytes", volume.logical_block_bytes},
-          {"mounts", volume.mounts},   {"holders", volume.holders},
-          {"content", volume.content}, {"in_use", volume.in_use}};
-}
-
 }  // namespace
 
 Result<PreflightReport> preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use) {
   if (auto error = check_arguments(request)) return fail(*error);
   return Preflight(request, in_use).run();
-}
-
-Error refusal_error(const PreflightReport& report) {
-  const PreflightFinding& first = report.refusals.front();
-  std::string more;
-  if (report.refusals.size() > 1) {
-    more = " (and " + std::to_string(report.refusals.size() - 1) + " more; see `ferryctl check`)";
-  }
-  return make_error(ErrorCode::refused, "refused", first.device, first.message + more);
-}
-
-nlohmann::json to_json(const PreflightReport& report) {
-  nlohmann::json targets = nlohmann::json::array();
-  for (const auto& target : report.targets) targets.push_back(volume_to_json(target));
-  return {{"ok", report.refusals.empty()},
-          {"refusals", findings_to_json(report.refusals)},
-          {"warnings", findings_to_json(report.warnings)},
-          {"references", findings_to_json(report.references)},
-          {"source", volume_to_json(report.source)},
-          {"targets", std::move(targets)},
-          {"mode", report.mode},
-          {"tracker", report.tracker}};
 }
 
 }  // namespace blockferry

@@ -41,8 +41,8 @@ struct PreflightReport {
   /// What refers to the source's disk by name: fstab and crypttab lines, LVM, multipath, by-id links, UUIDs
   /// the clone doubles.
   std::vector<PreflightFinding> references;
-  std::string mode;     ///< "full", "incremental": what it would be
-  std::string tracker;  ///< "checksum" or "none": what would serve
+  std::string mode;     ///< "full", "incremental", "hybrid": what it would be
+  std::string tracker;  ///< "ebpf", "checksum" or "none": what would serve
 };
 
 /// A volume that another run of this ferryd uses, by device number or file identity.

@@ -4,6 +4,7 @@
 #include <future>
 
 #include "blockio/file_device.h"
+#include "daemon/guarded_quiescer.h"
 #include "daemon/run_core.h"
 
 namespace blockferry {
@@ -23,13 +24,23 @@ class ThreadTask : public BackgroundTask {
 
 class RealEnvironment : public RunEnvironment {
  public:
-  RealEnvironment(StateDirectory& state, BufferPool& buffers, IoEngine engine, bool after_restart)
-      : state_(state), buffers_(buffers), engine_(engine), after_restart_(after_restart) {}
+  RealEnvironment(StateDirectory& state, BufferPool& buffers, TrackerPins& pins, IoEngine engine,
+                  bool after_restart)
+      : state_(state), buffers_(buffers), pins_(pins), engine_(engine), after_restart_(after_restart) {}
 
   Clock& clock() override { return system_clock(); }
   StateDirectory& state() override { return state_; }
   BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
+  Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) override {
+    return pins_.adopt(record);
+  }
+  Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) override {
+    return pins_.attach(record);
+  }
+  void remove_tracker(const RunRecord& record) override { pins_.remove(record); }
+  bool handed_over(const RunRecord& record) override { return pins_.handed_over(record); }
+  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
     return std::make_unique<ThreadTask>(std::move(job));
   }
@@ -40,6 +51,7 @@ class RealEnvironment : public RunEnvironment {
 
   StateDirectory& state_;
   BufferPool& buffers_;
+  TrackerPins& pins_;
   const IoEngine engine_;
   const bool after_restart_;
 };
@@ -51,7 +63,8 @@ Nanoseconds busy_wait(bool after_restart) {
 FileDeviceOptions RealEnvironment::source_options(const RunRecord& record) const {
   FileDeviceOptions options;
   options.role = DeviceRole::source;
-  options.shared = record.status.tracker == "none" && record.status.request.force;
+  options.shared =
+      record.status.tracker == "ebpf" || (record.status.tracker == "none" && record.status.request.force);
   options.busy_wait = busy_wait(after_restart_);
   return options;
 }
@@ -96,11 +109,21 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   return devices;
 }
 
+Result<std::unique_ptr<Quiescer>> RealEnvironment::make_quiescer(const RunRecord& record) {
+  QuiescerOptions options = quiescer_options_for(record.status.request);
+  if (options.hands_over || !options.cutover_cmd.empty()) options.mark_directory = pins_.directory_of(record);
+  options.environment = {"BLOCKFERRY_RUN=" + record.status.id,
+                         "BLOCKFERRY_SOURCE=" + record.status.source_uri,
+                         "BLOCKFERRY_TARGET=" + record.status.targets.front().uri};
+  return make_guarded_quiescer(options);
+}
+
 }  // namespace
 
 std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
-                                                      IoEngine engine, bool after_restart) {
-  return std::make_unique<RealEnvironment>(state, buffers, engine, after_restart);
+                                                      TrackerPins& pins, IoEngine engine,
+                                                      bool after_restart) {
+  return std::make_unique<RealEnvironment>(state, buffers, pins, engine, after_restart);
 }
 
 }  // namespace blockferry

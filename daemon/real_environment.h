@@ -6,12 +6,13 @@
 
 #include "blockio/io_queue.h"
 #include "daemon/run_environment.h"
+#include "daemon/tracker_pins.h"
 
 namespace blockferry {
 
-/// `state` and `buffers` outlive the environment. `engine` is what ferryd was told; a run's own choice goes
-/// before it. `after_restart`: an earlier process may still hold the devices for a while.
+/// `state`, `buffers` and `pins` outlive the environment. `engine` is what ferryd was told; a run's own
+/// choice goes before it. `after_restart`: an earlier process may still hold the devices for a while.
 std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
-                                                      IoEngine engine, bool after_restart);
+                                                      TrackerPins& pins, IoEngine engine, bool after_restart);
 
 }  // namespace blockferry

@@ -9,6 +9,8 @@
 // A crash before the bitmap's commit leaves the granules dirty; one after it, but before the record, leaves a
 // bitmap that is newer than the record says: right all the same, since the record holds only counts and
 // cursors that lag.
+#include <utility>
+
 #include "daemon/run_core.h"
 
 namespace blockferry {
@@ -25,8 +27,9 @@ constexpr Nanoseconds first_checkpoint_after = std::chrono::milliseconds(250);
 }  // namespace
 
 bool RunCore::checkpoint_due() const {
-  if (checkpoint_under_way()) return false;
+  if (checkpoint_under_way() || quiesced() || stray_flush_) return false;
   if (phase_done_ || ending_ != Ending::none) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
+  if (live_.resting && !record_.paused) return false;
   if (record_.paused) return engine_->jobs_in_flight() == 0 && !quiet_checkpoint_;
   if (volume_->copied_ranges() >= copied_ranges_max) return true;
   const bool first = saved_record_.status.started_at == 0;
@@ -41,9 +44,9 @@ void RunCore::begin_checkpoint() {
   volume_->begin_checkpoint();
   bool any_target = false;
   for (const auto& target : record_.status.targets) any_target |= !target.error.has_value();
-  if (!any_target) {
-    // Nothing was flushed, so nothing may become synced: what was copied went back to dirty when the last
-    // target failed.
+  if (!any_target || targets_released_) {
+    // Nothing is flushed: what was copied went back to dirty when the last target failed, or has been flushed
+    // before the targets were released.
     return start_commit();
   }
   flushing_ = true;
@@ -62,7 +65,7 @@ void RunCore::start_commit() {
   if (record_.phase == RunPhase::collecting) {
     // The scan's marks are ordered but for what is in flight; all below collected() are complete.
     volume_->note_collected(collect_committed_, collect_marked_end_);
-    record_.cursor = collect_committed_ = tracker_->collected();
+    record_.cursor = collect_committed_ = scan_->collected();
   } else if (record_.phase == RunPhase::verifying) {
     record_.cursor = verify_next_;
     for (const auto& range : engine_->ranges_in_flight()) {
@@ -74,6 +77,7 @@ void RunCore::start_commit() {
     }
   }
   commit_pages_ = volume_->pages_to_commit(engine_->ranges_in_flight());
+  live_.releasing = std::exchange(live_.unreleased, false);
   update_status();
   const bool last = quiet_checkpoint_ && ending_ != Ending::none && ending_ != Ending::stopped;
   if (last) record_.status.ended_at = clock_.wall_seconds();
@@ -83,6 +87,7 @@ void RunCore::start_commit() {
     if (ending_ == Ending::completed) record.status.state = RunState::completed;
     if (ending_ == Ending::failed) record.status.state = RunState::failed;
     if (ending_ == Ending::cancelled) record.status.state = RunState::cancelled;
+    if (ending_ == Ending::rolled_back) record.status.state = RunState::rolled_back;
   }
   record_.bitmap_generation = record.bitmap_generation;
   // A bitmap that leaves a failed target out must not be found beside a record that calls the target sound.
@@ -111,6 +116,13 @@ void RunCore::commit_finished(const Result<void>& outcome) {
   checkpoint_finished_ = clock_.now();
   record_.bitmap_generation = volume_->generation();
   if (outcome) saved_record_ = std::move(committing_record_);
+  if (std::exchange(live_.releasing, false)) {
+    if (outcome && live_.tracker != nullptr) {
+      live_.tracker->release();
+    } else {
+      live_.unreleased = true;
+    }
+  }
   if (!outcome) {
     lag_unsaved_ = true;                          // perhaps it is; saying it twice does no harm
     quiet_checkpoint_ = ending_ != Ending::none;  // an ending run does not try for ever
@@ -125,6 +137,14 @@ void RunCore::commit_finished(const Result<void>& outcome) {
 /// Takes the checkpoint under way as far as it goes; waits for the commit only when there is no I/O to wait
 /// for.
 void RunCore::continue_checkpoint(Nanoseconds timeout) {
+  if (stray_flush_) {
+    if (const auto outcome = engine_->take_flush_result()) {
+      stray_flush_ = false;
+      for (std::size_t i = 0; i < outcome->size(); ++i) {
+        if ((*outcome)[i] && !engine_->target_dropped(i)) target_failed(i, *(*outcome)[i]);
+      }
+    }
+  }
   if (flushing_) {
     if (const auto outcome = engine_->take_flush_result()) flush_finished(*outcome);
   }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "bitmap/checksum_tracker.h"
 #include "blockio/base/check.h"
 
 namespace blockferry {
@@ -14,7 +13,6 @@ namespace {
 constexpr std::uint64_t default_io_bytes = 2 * MiB;
 constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;
 constexpr unsigned depth_max = 64, small_depth = 32;
-constexpr unsigned extra_passes_max = 3;
 constexpr Nanoseconds status_interval = std::chrono::milliseconds(5);  // more often than anybody looks
 
 }  // namespace
@@ -56,6 +54,7 @@ RunCore::RunCore(RunRecord record, RunEnvironment& environment, const RunLimits&
 
 RunCore::~RunCore() {
   commit_.reset();  // the job uses volume_
+  abandon_cutover();
   engine_.reset();
   devices_.release();
 }
@@ -67,6 +66,7 @@ void RunCore::start() {
   if (record_.status.started_at == 0) record_.status.started_at = clock_.wall_seconds();
   record_.status.error.reset();
   record_.status.ended_at = 0;
+  if (live() && environment_.handed_over(record_)) return end_handed_over();
   Result<void> done = open_devices();
   if (done) done = check_identity();
   if (done) done = open_state();
@@ -74,6 +74,7 @@ void RunCore::start() {
     make_engine();
     done = take_back_targets();
   }
+  if (done && live() && !record_.cut_over) done = take_up_tracker();
   if (!done) {
     fail_run(done.error());
     if (engine_ == nullptr) finish();
@@ -83,6 +84,14 @@ void RunCore::start() {
   meter_.restart(clock_.now(), 0);
   choose_first_phase();
   update_status();
+}
+
+/// An earlier process ended between the hand-over and writing that down. The targets were flushed before, and
+/// are not ours to look at any more.
+void RunCore::end_handed_over() {
+  record_.cut_over = true;
+  ending_ = Ending::completed;
+  finish();
 }
 
 Result<void> RunCore::open_devices() {
@@ -182,127 +191,6 @@ Result<void> RunCore::take_back_targets() {
   return save_record(environment_.state(), record_);
 }
 
-// Phases.
-
-/// What was synced by an earlier process is suspect when the source may have been written since: then the
-/// recorded checksums decide what is copied again.
-void RunCore::choose_first_phase() {
-  if (record_.status.passes.empty()) record_.status.passes.push_back({});
-  if (record_.verify_only) return resume_verifying();
-  const auto stamp = devices_.source->change_stamp();
-  const bool changed = !stamp || stamp != record_.source_stamp;
-  const bool inconsistent_by_choice = record_.status.tracker == "none" && record_.status.request.force;
-  if (changed && !inconsistent_by_choice) {
-    record_.suspect = true;
-    record_.cursor = 0;
-  }
-  record_.source_stamp = stamp;
-  // Where every granule is dirty nothing is vouched for, so nothing needs comparing.
-  if (volume_->dirty().count() == volume_->geometry().granule_count()) record_.suspect = false;
-  if (record_.suspect || record_.phase == RunPhase::collecting) return enter_collecting(current_pass().kind);
-  if (record_.phase == RunPhase::verifying && volume_->dirty().empty()) return resume_verifying();
-  enter_copying();
-}
-
-/// From the last checkpoint's place where no target was written since, else from the start.
-void RunCore::resume_verifying() {
-  const std::uint64_t cursor = record_.cursor, verified = record_.status.granules_verified;
-  const std::uint64_t mismatched = record_.status.granules_mismatched;
-  const std::uint32_t target = record_.verify_target;
-  bool same = target < devices_.targets.size() && !engine_->target_dropped(target);
-  for (std::size_t i = 0; same && i < devices_.targets.size(); ++i) {
-    const auto& stamp = record_.target_stamps[i];
-    same = engine_->target_dropped(i) || (stamp && stamp == devices_.targets[i]->change_stamp());
-  }
-  enter_verifying();
-  if (!same) return;
-  record_.verify_target = target;
-  record_.cursor = verify_next_ = cursor;
-  record_.status.granules_verified = verified;
-  record_.status.granules_mismatched = mismatched;
-}
-
-void RunCore::enter_collecting(PassKind kind) {
-  region_ = {};  // what was a hole may have been written since
-  record_.phase = RunPhase::collecting;
-  current_pass().kind = kind;
-  record_.status.verify_ran = false;
-  record_.status.granules_verified = record_.status.granules_mismatched = 0;
-  collect_committed_ = collect_marked_end_ = record_.cursor;
-  tracker_ = make_checksum_tracker(volume_->geometry().granule_count(), volume_->checksums());
-  if (auto done = tracker_->begin_pass(volume_->dirty(), record_.cursor); !done) fail_run(done.error());
-}
-
-void RunCore::enter_copying() {
-  region_ = {};
-  record_.phase = RunPhase::copying;
-  record_.cursor = 0;
-  copy_cursor_ = 0;
-}
-
-void RunCore::enter_verifying() {
-  region_ = {};
-  record_.phase = RunPhase::verifying;
-  record_.cursor = verify_next_ = 0;
-  record_.verify_target = 0;
-  record_.status.verify_ran = true;
-  record_.status.granules_verified = record_.status.granules_mismatched = 0;
-  while (record_.verify_target < devices_.targets.size() && engine_->target_dropped(record_.verify_target)) {
-    ++record_.verify_target;
-  }
-}
-
-void RunCore::note_pass() {
-  if (limits_.metrics != nullptr) limits_.metrics->add_pass(current_pass().kind);
-}
-
-/// Whether nothing of the run comes after this phase: then the checkpoint of the run's end serves for the
-/// phase's, too.
-bool RunCore::is_last_phase() {
-  if (record_.phase == RunPhase::verifying) {
-    auto next = record_.verify_target + 1;
-    while (next < devices_.targets.size() && engine_->target_dropped(next)) ++next;
-    return next >= devices_.targets.size();
-  }
-  return record_.phase == RunPhase::copying && !record_.status.request.verify &&
-         (record_.status.tracker == "none" || devices_.source->change_stamp() == record_.source_stamp);
-}
-
-/// The phase's work is done and committed: what comes next.
-void RunCore::phase_finished() {
-  if (record_.phase == RunPhase::copying) note_pass();
-  phase_done_ = false;
-  quiet_checkpoint_ = false;
-  switch (record_.phase) {
-    case RunPhase::collecting:
-      record_.suspect = false;
-      return enter_copying();
-    case RunPhase::copying: {
-      const auto stamp = devices_.source->change_stamp();
-      if (stamp != record_.source_stamp && record_.status.tracker != "none") {
-        if (++extra_passes_ <= extra_passes_max) {
-          record_.source_stamp = stamp;
-          record_.suspect = true;
-          record_.cursor = 0;
-          record_.status.passes.push_back({});
-          pass_clock_ = clock_.now();
-          return enter_collecting(PassKind::checksum);
-        }
-        return fail_run(make_error(ErrorCode::io, "copy", record_.status.source_uri,
-                                   "the source is being written; stop its writers and resume the run"));
-      }
-      if (record_.status.request.verify) return enter_verifying();
-      return end(Ending::completed);
-    }
-    case RunPhase::verifying:
-      while (++record_.verify_target < devices_.targets.size()) {
-        record_.cursor = verify_next_ = 0;
-        if (!engine_->target_dropped(record_.verify_target)) return;
-      }
-      return end(Ending::completed);
-  }
-}
-
 // Ends.
 
 void RunCore::end(Ending ending) {
@@ -314,7 +202,7 @@ void RunCore::end(Ending ending) {
     }
     if (status.granules_mismatched > 0) {
       record_.phase = RunPhase::copying;  // from here on it is a run that copies again what differs
-      record_.verify_only = false;
+      record_.verify_only = record_.cut_over = false;
       return fail_run(
           make_error(ErrorCode::io, "verify", status.targets[mismatched_target_].uri,
                      std::to_string(status.granules_mismatched) +
@@ -352,6 +240,7 @@ void RunCore::save_end() {
 /// The last act: devices are released before anybody reads that the run has ended.
 void RunCore::finish() {
   RunStatus& status = record_.status;
+  // A failed run finds its tracker again when it is resumed.
   const bool hung = engine_ != nullptr && (engine_->jobs_in_flight() > 0 || engine_->flush_in_flight());
   if (hung) update_status();  // else the last commit has it all
   if (!hung) {
@@ -369,6 +258,9 @@ void RunCore::finish() {
     case Ending::cancelled:
       status.state = RunState::cancelled;
       break;
+    case Ending::rolled_back:
+      status.state = RunState::rolled_back;
+      break;
     case Ending::stopped:
     case Ending::none:
       break;
@@ -382,6 +274,10 @@ void RunCore::finish() {
     if (limits_.metrics != nullptr) limits_.metrics->add_run_ended(status.state);
   }
   if (hung || volume_ == nullptr) save_end();
+  // A failed run finds its tracker again when it is resumed.
+  const bool over = run_state_ended(status.state) && ending_ != Ending::failed;
+  if (over && !(status.request.keep && ending_ == Ending::completed)) end_tracking();
+  live_.tracker.reset();
   status.io_in_flight = 0;
   finished_ = true;
 }
@@ -438,30 +334,34 @@ void RunCore::step(Nanoseconds timeout) {
   }
   start_work();
   results_.clear();
-  const bool io = engine_->jobs_in_flight() > 0 || flushing_;
+  const bool io = engine_->jobs_in_flight() > 0 || engine_->flush_in_flight();
   if (io) {
     engine_->poll(timeout, results_);
   } else if (commit_ == nullptr && !phase_done_ && ending_ == Ending::none && !idle()) {
-    // Nothing to wait for but the rate's allowance, or nothing at all left of this phase.
-    if (!limiter_.may_start(clock_.now()))
+    // Nothing to wait for but the rate's allowance, the next pass, or nothing at all left of this phase.
+    if (resting() || (!limiter_.may_start(clock_.now()) && !quiesced()))
       clock_.sleep_for(std::min<Nanoseconds>(timeout, std::chrono::milliseconds(2)));
   }
   for (auto& result : results_) finished_job(result);
   continue_checkpoint(timeout);
+  if (cutover_.stage != CutoverStage::none) continue_cutover(timeout);
   advance();
   if (!finished_ && clock_.now() - status_updated_ >= status_interval) update_status();
 }
 
 void RunCore::advance() {
+  if (quiesced()) return;  // no checkpoint and no end before the source is released
   const bool quiet = engine_->jobs_in_flight() == 0;
-  if (ending_ == Ending::none && quiet && !phase_done_ && !record_.paused) {
+  if (ending_ == Ending::none && quiet && !phase_done_ && !record_.paused && !resting()) {
     const bool verified =
         record_.phase == RunPhase::verifying && (verify_next_ >= volume_->geometry().granule_count() ||
                                                  engine_->target_dropped(record_.verify_target));
     const bool collected =
-        record_.phase == RunPhase::collecting && tracker_->collected() >= volume_->geometry().granule_count();
+        record_.phase == RunPhase::collecting && scan_->collected() >= volume_->geometry().granule_count();
     const bool copied = record_.phase == RunPhase::copying && volume_->dirty().empty();
-    if ((verified || copied) && is_last_phase()) {
+    if (copied && live() && !record_.cut_over) {
+      if (!checkpoint_under_way()) end_live_pass();
+    } else if ((verified || copied) && is_last_phase()) {
       if (copied) note_pass();
       end(Ending::completed);
     } else if (verified || collected || copied) {

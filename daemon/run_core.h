@@ -7,8 +7,11 @@
 //               │   └───────────┘ the source was written meanwhile: compare again
 //               └── each arrow is a checkpoint: drained, flushed, committed (run_checkpoint.cc)
 //
-// Files: run_core.cc (life and phases), run_data_path.cc (what is read and written, top to bottom),
-// run_checkpoint.cc (what is durable, and when), run_progress.cc (what is published).
+// A live run, whose source is in use, copies in passes and cuts over between copying and verifying.
+//
+// Files: run_core.cc (start and end), run_phases.cc, run_data_path.cc (what is read and written, top to
+// bottom), run_live.cc (passes), run_cutover.cc, run_checkpoint.cc (what is durable, and when),
+// run_progress.cc (what is published).
 #pragma once
 
 #include <memory>
@@ -16,10 +19,12 @@
 #include <string>
 #include <vector>
 
-#include "bitmap/tracker.h"
+#include "bitmap/checksum_tracker.h"
+#include "bitmap/live_tracker.h"
 #include "blockio/copy_engine.h"
 #include "daemon/metrics.h"
 #include "daemon/progress_meter.h"
+#include "daemon/quiescer.h"
 #include "daemon/run_environment.h"
 #include "daemon/run_record.h"
 #include "daemon/volume_state.h"
@@ -56,9 +61,12 @@ class RunCore {
   /// For the daemon's own end: a checkpoint, and the record says that the run goes on.
   void stop();
   void set_rate(std::uint64_t bytes_per_second);
+  void set_max_downtime(std::uint64_t milliseconds);
+  void ask_for_cutover(bool rehearsal);
 
   /// Nothing to do until it is asked: paused and quiet.
   bool idle() const;
+  bool live() const { return record_.status.tracker == "ebpf" && !record_.verify_only; }
   /// It has ended or stopped; status() is final and, unless draining(), the devices are released.
   bool finished() const { return finished_; }
   /// Finished, but the kernel still holds requests of a device that hangs: step() until false.
@@ -70,16 +78,23 @@ class RunCore {
   VolumeState* volume() { return volume_.get(); }
 
  private:
-  enum class Ending : std::uint8_t { none, completed, failed, cancelled, stopped };
+  enum class Ending : std::uint8_t { none, completed, failed, cancelled, rolled_back, stopped };
 
   // run_core.cc: life and phases
   Result<void> open_state();
   Result<void> open_devices();
+  void end_handed_over();
   Result<void> check_identity();
-  Result<void> take_back_targets();
-  void choose_first_phase();
-  void resume_verifying();
   void make_engine();
+  Result<void> take_back_targets();
+  void save_end();
+  void finish();
+  void advance();
+
+  // run_phases.cc
+  void choose_first_phase();
+  void choose_first_live_phase();
+  void resume_verifying();
   void enter_collecting(PassKind kind);
   void enter_copying();
   void enter_verifying();
@@ -88,9 +103,6 @@ class RunCore {
   void note_pass();
   void end(Ending ending);
   void fail_run(Error error);
-  void save_end();
-  void finish();
-  void advance();
   bool winding_down() const { return ending_ != Ending::none || record_.paused; }
   PassStatus& current_pass() { return record_.status.passes.back(); }
 
@@ -118,6 +130,43 @@ class RunCore {
   void forget_bad_range(ByteRange copied);
   void target_failed(std::size_t index, const Error& error);
 
+  // run_live.cc: passes over a source in use
+  Result<void> take_up_tracker();
+  Result<void> renew_tracker();
+  void begin_pass(PassKind kind);
+  bool gather();
+  void end_live_pass();
+  void measure_pass();
+  double predicted_pause_seconds() const;
+  bool converged() const;
+  bool waits_for_user() const;
+  bool must_verify_ahead() const;
+  void live_pass_finished();
+  void after_losses();
+  void note_convergence(std::uint64_t dirty);
+  bool resting();
+  void end_tracking();
+
+  // run_cutover.cc
+  bool hands_over() const;
+  bool quiesced() const;
+  void begin_cutover();
+  void go_on_with_cutover(std::uint64_t dirty, std::uint64_t dirty_before);
+  void abandon_cutover();
+  void continue_cutover(Nanoseconds timeout);
+  void cutover_step_done(const Result<void>& outcome);
+  bool drained();
+  void drain();
+  void copy_last();
+  std::uint64_t standing_granules() const;
+  void flush_targets();
+  void release_source();
+  void release_targets();
+  void let_go(std::optional<Error> error);
+  void let_go_done();
+  void note_pause();
+  void released();
+
   // run_progress.cc: what is published
   void update_status();
   void update_estimate();
@@ -144,7 +193,7 @@ class RunCore {
   RunRecord saved_record_, committing_record_;
   bool lag_unsaved_ = false;  ///< a target failed since: that must be durable before the next bitmap is
   std::unique_ptr<VolumeState> volume_;
-  std::unique_ptr<Tracker> tracker_;
+  std::unique_ptr<ChecksumTracker> scan_;
   RunDevices devices_;
   std::unique_ptr<Buffers> buffers_;
   std::unique_ptr<CopyEngine> engine_;
@@ -169,10 +218,57 @@ class RunCore {
   std::uint64_t collect_marked_end_ = 0;
 
   bool flushing_ = false;
+  bool stray_flush_ = false;       ///< of a cutover that was given up
   bool quiet_checkpoint_ = false;  ///< nothing was in flight when it began, and nothing was started since
   std::unique_ptr<BackgroundTask> commit_;
   std::vector<BitmapPage> commit_pages_;
   Nanoseconds checkpoint_started_{0}, checkpoint_finished_{0};
+
+  /// Of a source in use (run_live.cc).
+  struct {
+    std::unique_ptr<LiveTracker> tracker;
+    TrackerLosses lost;       ///< as last gathered
+    bool unreleased = false;  ///< marks were gathered since the last commit began
+    bool releasing = false;   ///< the commit under way holds them
+    bool resting = false;     ///< between two passes, while the user decides
+    bool cutover_asked = false, rehearsal_asked = false, verified_ahead = false;
+    unsigned passes = 0, losses_in_a_row = 0, expiries = 0;
+    Nanoseconds gathered_at{0}, pass_began{0}, rest_until{0};
+    std::uint64_t copied_before = 0;  ///< bytes, when the pass began
+    std::uint64_t dirty_before = 0;   ///< granules, when the last pass ended
+    double copy_speed = 0;            ///< bytes a second, of the last pass that was long enough to tell
+    double freeze_seconds = 0.05, flush_seconds = 0.01;  ///< as last measured; at first as usual
+    std::optional<Error> cutover_refused;
+    std::string note;  ///< for the user: why nothing comes to an end
+  } live_;
+
+  /// run_cutover.cc. From `freezing` on the source is quiesced, or may be.
+  enum class CutoverStage : std::uint8_t {
+    none,
+    syncing,
+    catching_up,
+    freezing,
+    draining,
+    copying,
+    flushing,
+    releasing,
+    letting_go
+  };
+  struct Cutover {
+    std::unique_ptr<Quiescer> quiescer;
+    std::unique_ptr<BackgroundTask> task;  ///< uses the quiescer
+    CutoverStage stage = CutoverStage::none;
+    bool asked = false, rehearsal = false;
+    bool kept = false;  ///< released: it had been quiesced until then
+    unsigned rounds = 0;
+    Nanoseconds deadline{0}, frozen{0}, drained{0}, copied{0}, flushed{0}, standing_since{0};
+    std::vector<GranuleRange> standing;  ///< writes that were queued and not seen to end
+    bool standing_copied = false;
+    std::vector<std::pair<std::size_t, Error>> failures;  ///< targets; dealt with after the release
+    std::optional<Error> error;
+  };
+  Cutover cutover_;
+  bool targets_released_ = false;  ///< final and flushed, for the cutover command to use
 
   std::vector<JobResult> results_;
   CopyEngineStats stats_seen_;  ///< up to here they are in the status and the metrics

@@ -18,7 +18,7 @@ constexpr std::size_t bad_ranges_max = 65536;  // beyond it the source is not wo
 }  // namespace
 
 void RunCore::start_work() {
-  if (winding_down() || phase_done_) return;
+  if (winding_down() || phase_done_ || resting()) return;
   switch (record_.phase) {
     case RunPhase::collecting:
       return collect_more();
@@ -34,7 +34,8 @@ void RunCore::start_work() {
 bool RunCore::may_start(std::uint64_t bytes) {
   const std::uint64_t in_flight = engine_->bytes_in_flight();
   return engine_->can_start() && engine_->room() >= bytes &&
-         (in_flight == 0 || in_flight + bytes <= in_flight_bytes_max_) && limiter_.may_start(clock_.now());
+         (in_flight == 0 || in_flight + bytes <= in_flight_bytes_max_) &&
+         (quiesced() || limiter_.may_start(clock_.now()));
 }
 
 // Collecting: the tracker says what it wants read; holes of the source are answered without reading.
@@ -44,7 +45,7 @@ void RunCore::collect_more() {
   const auto& geometry = volume_->geometry();
   unsigned holes = 0;
   while (may_start(engine_options_.io_bytes)) {
-    const auto range = tracker_->next_read(count_max);
+    const auto range = scan_->next_read(count_max);
     if (!range) return;
     if (collect_hole(*range)) {
       if (ending_ != Ending::none || ++holes == 4096) return;  // the caller's other duties come round
@@ -63,7 +64,7 @@ bool RunCore::collect_hole(GranuleRange range) {
   std::vector<std::uint64_t> checksums(range.count, crc64_of_zeroes(geometry.granule_bytes));
   if (range.end() == geometry.granule_count())
     checksums.back() = crc64_of_zeroes(geometry.granule_length(range.end() - 1));
-  if (auto done = tracker_->on_read(range, checksums); !done) {
+  if (auto done = scan_->on_read(range, checksums); !done) {
     fail_run(done.error());
     return true;
   }
@@ -183,7 +184,7 @@ void RunCore::finished_job(JobResult& result) {
 void RunCore::finished_collecting(const JobResult& result, GranuleRange range) {
   if (result.read_error) return fail_run(*result.read_error);
   add_bad_ranges(result.unreadable);
-  if (auto done = tracker_->on_read(range, result.checksums); !done) return fail_run(done.error());
+  if (auto done = scan_->on_read(range, result.checksums); !done) return fail_run(done.error());
   collect_marked_end_ = std::max(collect_marked_end_, range.end());
 }
 
@@ -284,6 +285,11 @@ void RunCore::forget_bad_range(ByteRange copied) {
 /// not synced, in flight, or among the results of this step, which stand between the two.
 void RunCore::target_failed(std::size_t index, const Error& error) {
   if (record_.status.targets[index].error) return;
+  if (quiesced()) {  // what it lacks is written down after the release
+    engine_->drop_target(index);
+    cutover_.failures.emplace_back(index, error);
+    return;
+  }
   record_.status.targets[index].error = error;
   engine_->drop_target(index);
   if (limits_.metrics != nullptr) limits_.metrics->add_error(error.code);

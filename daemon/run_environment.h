@@ -9,12 +9,14 @@
 #include <string>
 #include <vector>
 
+#include "bitmap/live_tracker.h"
 #include "bitmap/storage.h"
 #include "blockio/base/clock.h"
 #include "blockio/copy_engine.h"
 #include "blockio/device.h"
 #include "blockio/io_queue.h"
 #include "daemon/buffer_pool.h"
+#include "daemon/quiescer.h"
 #include "daemon/run_record.h"
 
 namespace blockferry {
@@ -52,6 +54,14 @@ class RunEnvironment {
   /// Called on the run's own thread, which also uses what it returns.
   virtual Result<RunDevices> open_devices(const RunRecord& record) = 0;
   virtual BufferPool& buffers() = 0;
+  // Of runs whose source is in use. A tracker goes on while nobody is there, until it is removed.
+  virtual Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) = 0;
+  /// A new one; an earlier one of this run is removed.
+  virtual Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) = 0;
+  virtual void remove_tracker(const RunRecord& record) = 0;
+  /// An earlier process's cutover was committed, though its record may not say so.
+  virtual bool handed_over(const RunRecord& record) = 0;
+  virtual Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record) = 0;
   virtual std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) = 0;
 };
 

@@ -37,8 +37,8 @@ std::uint64_t RunCore::work_left() const {
   const std::uint64_t dirty = std::min(volume_->dirty().count() * geometry.granule_bytes, geometry.bytes);
   switch (record_.phase) {
     case RunPhase::collecting:
-      return geometry.bytes - std::min(geometry.bytes, tracker_->collected() * geometry.granule_bytes) +
-             dirty + verify_all;
+      return geometry.bytes - std::min(geometry.bytes, scan_->collected() * geometry.granule_bytes) + dirty +
+             verify_all;
     case RunPhase::copying:
       return dirty + in_flight + verify_all;
     case RunPhase::verifying: {
@@ -66,11 +66,17 @@ void RunCore::update_status() {
     status.state = RunState::paused;
     status.activity = engine_->jobs_in_flight() > 0 ? "pausing" : "paused";
   } else {
-    status.state = record_.phase == RunPhase::verifying ? RunState::verifying : RunState::copying;
-    status.activity = ending_ != Ending::none || phase_done_  ? "flushing"
-                      : record_.phase == RunPhase::collecting ? "comparing"
-                      : record_.phase == RunPhase::copying    ? "copying"
-                                                              : "verifying";
+    const bool tracking = live_.passes > 0 && waits_for_user() && !record_.cut_over;
+    status.state = cutover_.stage != CutoverStage::none                   ? RunState::cutting_over
+                   : record_.phase == RunPhase::verifying                 ? RunState::verifying
+                   : live() && tracking && !run_state_ended(status.state) ? RunState::tracking
+                                                                          : RunState::copying;
+    status.activity = live_.resting                            ? "tracking"
+                      : quiesced()                             ? "cutting over"
+                      : ending_ != Ending::none || phase_done_ ? "flushing"
+                      : record_.phase == RunPhase::collecting  ? "comparing"
+                      : record_.phase == RunPhase::copying     ? "copying"
+                                                               : "verifying";
     if (!status.passes.empty() && record_.phase != RunPhase::verifying) {
       current_pass().seconds += seconds(clock_.now() - pass_clock_);
     }
@@ -116,7 +122,7 @@ void RunCore::update_estimate() {
 
 void RunCore::watch_for_stalls() {
   RunStatus& status = record_.status;
-  status.warning.clear();
+  status.warning = live_.note;
   const auto oldest = engine_->oldest_request();
   if (!oldest || oldest->age < limits_.stall_warning) return;
   static constexpr const char* names[] = {"read", "write", "zero", "flush"};

@@ -77,6 +77,27 @@ json targets_to_json(const RunRecord& record) {
   return list;
 }
 
+json pause_to_json(const RunStatus& status) {
+  if (!status.pause || !status.downtime_ms) return nullptr;
+  const PauseStatus& pause = *status.pause;
+  return {{"total", *status.downtime_ms}, {"freeze", pause.freeze_ms},   {"drain", pause.drain_ms},
+          {"copy", pause.copy_ms},        {"flush", pause.flush_ms},     {"command", pause.command_ms},
+          {"release", pause.release_ms},  {"rehearsal", pause.rehearsal}};
+}
+
+void read_pause(const json& value, RunStatus& status) {
+  if (value.is_null()) return;
+  const auto number = [&](const char* name) { return value.at(name).get<double>(); };
+  status.downtime_ms = number("total");
+  status.pause = PauseStatus{number("freeze"),
+                             number("drain"),
+                             number("copy"),
+                             number("flush"),
+                             number("command"),
+                             number("release"),
+                             value.at("rehearsal").get<bool>()};
+}
+
 json ranges_to_json(const std::vector<ByteRange>& ranges) {
   json list = json::array();
   for (const auto& range : ranges) list.push_back({{"offset", range.offset}, {"bytes", range.bytes}});
@@ -101,6 +122,7 @@ json body_of(const RunRecord& record) {
       {"bytes_zeroed", status.bytes_zeroed},
       {"bytes_read", status.bytes_read},
       {"passes", passes_to_json(status.passes)},
+      {"pause_ms", pause_to_json(status)},
       {"granules_verified", status.granules_verified},
       {"granules_mismatched", status.granules_mismatched},
       {"verify_ran", status.verify_ran},
@@ -119,6 +141,8 @@ json body_of(const RunRecord& record) {
       {"verify_target", record.verify_target},
       {"suspect", record.suspect},
       {"verify_only", record.verify_only},
+      {"final_pass_begun", record.final_pass_begun},
+      {"cut_over", record.cut_over},
       {"paused", record.paused}};
 }
 
@@ -146,6 +170,7 @@ void read_progress(const json& body, RunStatus& status) {
                              item.at("granules").get<std::uint64_t>(), item.at("bytes").get<std::uint64_t>(),
                              item.at("seconds").get<double>()});
   }
+  read_pause(body.value("pause_ms", json(nullptr)), status);
   status.granules_verified = body.at("granules_verified").get<std::uint64_t>();
   status.granules_mismatched = body.at("granules_mismatched").get<std::uint64_t>();
   status.verify_ran = body.at("verify_ran").get<bool>();
@@ -190,6 +215,8 @@ RunRecord record_of(const json& body) {
   record.verify_target = body.at("verify_target").get<std::uint32_t>();
   record.suspect = body.at("suspect").get<bool>();
   record.verify_only = body.at("verify_only").get<bool>();
+  record.final_pass_begun = body.value("final_pass_begun", false);  // of before there were live runs
+  record.cut_over = body.value("cut_over", false);
   record.paused = body.at("paused").get<bool>();
   return record;
 }

@@ -34,8 +34,12 @@ struct RunRecord {
   std::uint32_t verify_target = 0;  ///< verifying: the target being read
   bool suspect = false;      ///< clean granules must be compared with their checksums before the run may end
   bool verify_only = false;  ///< asked for by `verify`: the source is not looked at
-  bool paused = false;       ///< by the user: not taken up by itself
-  std::optional<std::string> source_stamp;                ///< Device::change_stamp when this was written
+  /// Live: a final pass was begun, which overwrites the target without saying so first. If the tracker is
+  /// gone with its marks when the run is taken up again, nothing on the target is vouched for (attack F).
+  bool final_pass_begun = false;
+  bool cut_over = false;                    ///< live: the source was released; what is left is verification
+  bool paused = false;                      ///< by the user: not taken up by itself
+  std::optional<std::string> source_stamp;  ///< Device::change_stamp when this was written
   std::vector<std::optional<std::string>> target_stamps;  ///< likewise; only of the verifying phase
   std::vector<bool> target_lags;  ///< a failed target's own bitmap lies in lag_file_name()
 };

@@ -33,6 +33,14 @@ json measure_or_null(const std::optional<double>& value) {
   return value && std::isfinite(*value) ? json(std::max(*value, 0.0)) : json(nullptr);
 }
 
+json pause_to_json(const std::optional<PauseStatus>& pause) {
+  if (!pause) return nullptr;
+  return {{"freeze_ms", pause->freeze_ms},   {"drain_ms", pause->drain_ms},
+          {"copy_ms", pause->copy_ms},       {"flush_ms", pause->flush_ms},
+          {"command_ms", pause->command_ms}, {"release_ms", pause->release_ms},
+          {"rehearsal", pause->rehearsal}};
+}
+
 json moment_or_null(double wall_seconds) {
   return wall_seconds > 0 ? json(wall_seconds) : json(nullptr);
 }
@@ -122,6 +130,10 @@ json to_json(const RunStatus& status) {
           {"bytes_read", status.bytes_read},
           {"passes", passes_to_json(status)},
           {"downtime_ms", measure_or_null(status.downtime_ms)},
+          {"pause", pause_to_json(status.pause)},
+          {"predicted_downtime_ms", measure_or_null(status.predicted_downtime_ms)},
+          {"max_downtime_ms", request.max_downtime_ms},
+          {"dirty_bytes_per_second", value_or_null(status.dirty_bytes_per_second)},
           {"throughput_bytes_per_second", value_or_null(status.throughput_bytes_per_second)},
           {"eta_seconds", measure_or_null(status.eta_seconds)},
           {"progress", progress},

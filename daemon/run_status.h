@@ -41,6 +41,17 @@ struct PassStatus {
   double seconds = 0;
 };
 
+/// The last cutover's or rehearsal's, phase by phase.
+struct PauseStatus {
+  double freeze_ms = 0;   ///< until every filesystem was frozen and its device flushed
+  double drain_ms = 0;    ///< until all that was known to be dirty was copied, and no write was on its way
+  double copy_ms = 0;     ///< of what was written last
+  double flush_ms = 0;    ///< of the targets, before handing over
+  double command_ms = 0;  ///< --cutover-cmd
+  double release_ms = 0;
+  bool rehearsal = false;
+};
+
 struct TargetStatus {
   std::string uri;
   std::uint64_t bytes = 0;
@@ -64,6 +75,9 @@ struct RunStatus {
   std::uint64_t bytes_read = 0;
   std::vector<PassStatus> passes;
   std::optional<double> downtime_ms;
+  std::optional<PauseStatus> pause;
+  std::optional<double> predicted_downtime_ms;          ///< of a cutover at the end of the last pass
+  std::optional<std::uint64_t> dirty_bytes_per_second;  ///< as the source was written between the last passes
   std::optional<std::uint64_t> throughput_bytes_per_second;
   std::optional<double> eta_seconds;
   double progress = 0;  ///< 0 … 1 of the work known now, verification included

@@ -2,11 +2,10 @@
 #include "daemon/storage_stack.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <set>
-#include <sstream>
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -17,8 +16,10 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "blockio/base/clock.h"
 #include "blockio/base/file_descriptor.h"
 #include "blockio/block_identity.h"
+#include "daemon/mounts.h"
 
 namespace blockferry {
 
@@ -76,12 +77,6 @@ bool node_of_open_file(const std::string& path, VolumeNode& node) {
   return true;
 }
 
-std::string link_text(const std::string& path) {
-  char text[PATH_MAX];
-  const ssize_t length = ::readlink(path.c_str(), text, sizeof text);
-  return length <= 0 ? "" : std::string(text, std::size_t(length));
-}
-
 bool contains(const std::vector<VolumeNode>& nodes, const VolumeNode& node) {
   return std::find(nodes.begin(), nodes.end(), node) != nodes.end();
 }
@@ -115,69 +110,6 @@ bool loop_backing(dev_t loop, VolumeNode& node) {
   return node_of_path(path, node);
 }
 
-// Mounts.
-
-/// The device numbers of all members of btrfs filesystems that `device` is a member of, itself included.
-std::vector<dev_t> btrfs_members(dev_t device) {
-  for (const auto& filesystem : entries_of("/sys/fs/btrfs")) {
-    std::vector<dev_t> members;
-    for (const auto& member : entries_of("/sys/fs/btrfs/" + filesystem + "/devices")) {
-      members.push_back(number_from("/sys/fs/btrfs/" + filesystem + "/devices/" + member + "/dev"));
-    }
-    if (std::find(members.begin(), members.end(), device) != members.end()) return members;
-  }
-  return {device};
-}
-
-/// False where the file cannot be read (any more).
-bool add_mounts_in(const std::string& mountinfo, const std::vector<dev_t>& devices, VolumeUse& use) {
-  std::ifstream file(mountinfo);
-  bool read_any = false;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream fields(line);
-    std::string id, parent, numbers, root, point, field, type, source;
-    fields >> id >> parent >> numbers >> root >> point;
-    while (fields >> field && field != "-") {
-    }
-    fields >> type >> source;
-    unsigned major_number = 0, minor_number = 0;
-    if (std::sscanf(numbers.c_str(), "%u:%u", &major_number, &minor_number) != 2) continue;
-    read_any = true;
-    dev_t mounted = makedev(major_number, minor_number);
-    VolumeNode named;
-    // btrfs mounts carry an anonymous number: there only the source's name tells.
-    if (major_number == 0 && source.starts_with("/dev/") &&
-        node_of_open_file(unescape_octal(source), named) && named.block) {
-      mounted = named.device;
-    }
-    if (std::find(devices.begin(), devices.end(), mounted) != devices.end())
-      add_once(use.mounts, unescape_octal(point));
-  }
-  return read_any;
-}
-
-/// In every mount namespace that a process lives in, as seen from each root there: a process in a chroot sees
-/// only what lies below it.
-void add_mounts(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
-  std::vector<dev_t> devices;
-  for (const auto& node : nodes) {
-    if (!node.block) continue;
-    const auto members = btrfs_members(node.device);
-    devices.insert(devices.end(), members.begin(), members.end());
-  }
-  if (devices.empty()) return;
-  std::set<std::string> seen;
-  auto names = processes();
-  names.insert(names.begin(), "self");
-  for (const auto& name : names) {
-    const std::string process = "/proc/" + name;
-    const std::string view = link_text(process + "/ns/mnt") + " " + link_text(process + "/root");
-    if (view == " " || seen.contains(view)) continue;
-    // A process that ended meanwhile does not speak for its namespace; another one there will.
-    if (add_mounts_in(process + "/mountinfo", devices, use)) seen.insert(view);
-  }
-}
-
 // Holders.
 
 /// Swap areas: block devices and files alike, by path.
@@ -194,14 +126,16 @@ void add_swap(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
 }
 
 /// Loop devices that stand on the volume, or on the same bytes as it does.
-void add_loops(const VolumeNode& node, const std::vector<VolumeNode>& partitions, VolumeUse& use) {
+void add_loops(const VolumeNode& node, const std::vector<VolumeNode>& backings,
+               const std::vector<VolumeNode>& partitions, VolumeUse& use) {
   const auto own = nodes_below(node);
   for (const auto& name : entries_of("/sys/block")) {
     if (!name.starts_with("loop") || read_line("/sys/block/" + name + "/loop/backing_file").empty()) continue;
     const VolumeNode loop{true, number_from("/sys/block/" + name + "/dev"), 0};
     VolumeNode backing;
     if (contains(own, loop) || !loop_backing(loop.device, backing)) continue;
-    if (!contains(partitions, backing) && !(contains(own, backing) && same_storage(loop, node))) continue;
+    if (!contains(partitions, backing) && !(contains(backings, backing) && same_storage(loop, node)))
+      continue;
     const bool read_only = read_line("/sys/block/" + name + "/ro") == "1";
     add_once(read_only ? use.readers : use.holders, name);
   }
@@ -340,6 +274,22 @@ std::string unescape_octal(const std::string& text) {
   return plain;
 }
 
+namespace {
+
+void add_users(const std::vector<VolumeNode>& nodes, VolumeUse& use) {
+  std::vector<dev_t> devices;
+  for (const auto& part : nodes) {
+    if (!part.block) continue;
+    devices.push_back(part.device);
+    for (const auto& name : entries_of(sysfs_of(part.device) + "/holders"))
+      add_once(use.holders, friendly_name(name));
+  }
+  for (const auto& mount : mounts_of(devices)) add_once(use.mounts, mount.point);
+  add_swap(nodes, use);
+}
+
+}  // namespace
+
 VolumeUse use_of(const VolumeNode& node, bool with_writers) {
   std::vector<VolumeNode> nodes, partitions;
   for (const auto& extent : extents_below(node)) {
@@ -348,18 +298,47 @@ VolumeUse use_of(const VolumeNode& node, bool with_writers) {
   if (node.block) {
     for (const dev_t partition : partitions_of(node.device)) partitions.push_back({true, partition, 0});
   }
+  const auto below = nodes_below(node);
   nodes.insert(nodes.end(), partitions.begin(), partitions.end());
   VolumeUse use;
-  add_mounts(nodes, use);
-  for (const auto& part : nodes) {
-    if (!part.block) continue;
-    for (const auto& name : entries_of(sysfs_of(part.device) + "/holders"))
-      add_once(use.holders, friendly_name(name));
-  }
-  add_swap(nodes, use);
-  add_loops(node, partitions, use);
+  add_users(nodes, use);
+  add_loops(node, below, partitions, use);
   if (with_writers) add_writers(nodes, use);
   return use;
+}
+
+VolumeUse settled_use_of(const VolumeNode& node) {
+  VolumeUse use = use_of(node, true);
+  for (int attempt = 0; attempt < 3 && !use.writers.empty(); ++attempt) {
+    system_clock().sleep_for(std::chrono::milliseconds(100));
+    use = use_of(node, true);
+  }
+  return use;
+}
+
+VolumeUse use_below(const VolumeNode& node) {
+  std::vector<VolumeNode> nodes;
+  const dev_t disk = node.block ? whole_disk_of(node.device) : 0;
+  for (const auto& extent : extents_below(node)) {
+    const bool seen = extent.node == node || (extent.node.block && extent.node.device == disk);
+    if (extent.exact && !seen) nodes.push_back(extent.node);
+  }
+  VolumeUse use;
+  add_users(nodes, use);
+  add_loops(node, nodes, {}, use);
+  add_writers(nodes, use);
+  return use;
+}
+
+bool held_exclusively(const std::string& path) {
+  constexpr unsigned tries = 6;
+  constexpr Nanoseconds pause = std::chrono::milliseconds(200);
+  for (unsigned i = 0; i < tries; ++i) {
+    if (i != 0) system_clock().sleep_for(pause);
+    const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK));
+    if (fd.valid() || errno != EBUSY) return false;
+  }
+  return true;
 }
 
 std::string VolumeUse::reason() const {

@@ -71,4 +71,18 @@ struct VolumeUse {
 /// passed over.
 VolumeUse use_of(const VolumeNode& node, bool with_writers);
 
+/// With writers, but for those that are gone a moment later: they were only passing, as losetup is, which
+/// tries one device after another.
+VolumeUse settled_use_of(const VolumeNode& node);
+
+/// Of what lies below the volume's disk, by others: they write to the volume's bytes past it, where no
+/// tracker of the disk sees them.
+VolumeUse use_below(const VolumeNode& node);
+
+/// Somebody holds it in a way that leaves no trace in sysfs or procfs (a mount namespace that no process
+/// lives in, a program that opened it exclusively, a target exported by the kernel). Opening says so and
+/// changes nothing. Our own descriptors are closed by the kernel a little after we have let go of them: hence
+/// some tries.
+bool held_exclusively(const std::string& path);
+
 }  // namespace blockferry

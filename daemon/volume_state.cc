@@ -87,14 +87,31 @@ Result<std::unique_ptr<VolumeState>> VolumeState::open(StateDirectory& state, co
 }
 
 Result<void> VolumeState::record_copied(GranuleRange range, std::span<const std::uint64_t> checksums) {
-  auto recorded =
-      checksums.empty() ? checksums_->write_zeroes(range) : checksums_->write(range.first, checksums);
-  if (!recorded) {
+  if (deferring_) {
+    deferred_.push_back({range, {checksums.begin(), checksums.end()}});
+  } else if (auto recorded = write_record(range, checksums); !recorded) {
     give_back(range);  // it was copied, but without its record it cannot become synced
     return recorded;
   }
   copied_now_.add(range);
   return {};
+}
+
+Result<void> VolumeState::write_record(GranuleRange range, std::span<const std::uint64_t> checksums) {
+  return checksums.empty() ? checksums_->write_zeroes(range) : checksums_->write(range.first, checksums);
+}
+
+/// In the order in which they were made: a granule may have been copied twice.
+Result<void> VolumeState::defer_records(bool defer) {
+  deferring_ = defer;
+  if (defer) return {};
+  Result<void> done;
+  for (const auto& record : deferred_) {
+    if (done) done = write_record(record.range, record.checksums);
+    if (!done) give_back(record.range);
+  }
+  deferred_.clear();
+  return done;
 }
 
 void VolumeState::touch(GranuleRange range) {

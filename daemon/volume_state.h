@@ -50,6 +50,9 @@ class VolumeState {
   void give_back(GranuleRange range) { dirty_.set(range); }
   /// The granules reached every target that counts. An empty span: they are zeroes.
   Result<void> record_copied(GranuleRange range, std::span<const std::uint64_t> checksums);
+  /// While the source is frozen no file may be written: from true on the records are kept in memory, and
+  /// written with false.
+  Result<void> defer_records(bool defer);
   /// A target was found to differ from its checksum.
   void mark_mismatched(GranuleRange range);
   /// Granules from `first` on, up to `end`, may have been marked by a tracker since the last commit.
@@ -77,6 +80,7 @@ class VolumeState {
  private:
   VolumeState(const VolumeGeometry& geometry, std::unique_ptr<BitmapFile> bitmap_file,
               std::unique_ptr<ChecksumTable> checksums);
+  Result<void> write_record(GranuleRange range, std::span<const std::uint64_t> checksums);
   void read_dirty(std::uint64_t index, std::vector<BitmapPage>& pages) const;
   void touch(GranuleRange range);
   std::vector<GranuleRange> to_granules(std::span<const ByteRange> ranges) const;
@@ -86,6 +90,12 @@ class VolumeState {
   std::unique_ptr<ChecksumTable> checksums_;
   ChangeBitmap dirty_;
   CopiedRanges copied_now_, copied_flushing_;
+  struct DeferredRecord {
+    GranuleRange range;
+    std::vector<std::uint64_t> checksums;
+  };
+  bool deferring_ = false;
+  std::vector<DeferredRecord> deferred_;
   std::vector<bool> touched_;     ///< pages whose committed content may differ from what it must become
   bool durable_ = true;           ///< false until a new volume's first commit
   std::vector<bool> committing_;  ///< of the commit under way, to be touched again if it fails

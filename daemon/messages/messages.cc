@@ -45,10 +45,10 @@ constexpr Named<OnReadError> read_error_choices[] = {{OnReadError::fail, "fail"}
                                                      {OnReadError::skip, "skip"}};
 constexpr Named<CutoverChoice> cutovers[] = {{CutoverChoice::automatic, "auto"},
                                              {CutoverChoice::manual, "manual"}};
-constexpr Named<RunVerb> verbs[] = {{RunVerb::pause, "pause"},       {RunVerb::resume, "resume"},
-                                    {RunVerb::cancel, "cancel"},     {RunVerb::sync, "sync"},
-                                    {RunVerb::verify, "verify"},     {RunVerb::cutover, "cutover"},
-                                    {RunVerb::rollback, "rollback"}, {RunVerb::commit, "commit"}};
+constexpr Named<RunVerb> verbs[] = {
+    {RunVerb::pause, "pause"},       {RunVerb::resume, "resume"},     {RunVerb::cancel, "cancel"},
+    {RunVerb::sync, "sync"},         {RunVerb::verify, "verify"},     {RunVerb::cutover, "cutover"},
+    {RunVerb::rehearse, "rehearse"}, {RunVerb::rollback, "rollback"}, {RunVerb::commit, "commit"}};
 
 template <typename E, std::size_t N>
 const char* name_in(const Named<E> (&table)[N], E value) {

@@ -53,7 +53,7 @@ struct RunRequest {
   bool keep = false;
   OnReadError on_read_error = OnReadError::fail;
   std::string io_engine = "auto";  // "auto" | "uring" | "aio"
-  // Only for live sources; refused by name until a live tracker serves the source.
+  // Only for live sources.
   std::uint64_t max_downtime_ms = 300;
   std::uint32_t max_passes = 0;  // 0: no limit
   CutoverChoice cutover = CutoverChoice::automatic;
@@ -78,7 +78,17 @@ nlohmann::json to_json(const RunChange& change);
 Result<RunChange> run_change_from_json(const nlohmann::json& object);
 
 /// POST /v1/runs/{id}/{verb}, without a body.
-enum class RunVerb : std::uint8_t { pause, resume, cancel, sync, verify, cutover, rollback, commit };
+enum class RunVerb : std::uint8_t {
+  pause,
+  resume,
+  cancel,
+  sync,
+  verify,
+  cutover,
+  rehearse,
+  rollback,
+  commit
+};
 const char* run_verb_name(RunVerb verb);
 std::optional<RunVerb> run_verb_from_name(const std::string& name);
 

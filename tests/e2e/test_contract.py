@@ -246,7 +246,7 @@ def test_options_of_live_runs_are_refused_clearly(ferryd, volumes, options):
     result = ferryd.ctl("clone", volumes.file(MiB), target, *options, expect=None)
     assert result.status in (2, 4), repr(result)
     assert len(result.stderr.strip().splitlines()) == 1
-    assert options[0].lstrip("-") in result.stderr or "ebpf" in result.stderr
+    assert options[0].lstrip("-") in result.stderr or "tracked" in result.stderr
     assert not target.exists()
 
 

@@ -20,6 +20,7 @@ usr/lib/systemd/system/ferryd.socket
 usr/lib/sysusers.d/blockferry.conf
 usr/lib/tmpfiles.d/blockferry.conf
 usr/sbin/ferryd
+usr/sbin/ferryd-guard
 usr/share/bash-completion/completions/ferryctl
 usr/share/blockferry/openapi.json
 usr/share/doc/blockferry/ARCHITECTURE.md

@@ -13,13 +13,15 @@ ROOMS = {
     "blockio/": ["blockio/"],
     "bitmap/": ["blockio/base/", "bitmap/"],
     "daemon/messages/": ["blockio/base/", "daemon/messages/"],
-    "daemon/": ["blockio/", "bitmap/", "daemon/"],
+    "guard/": ["blockio/base/", "guard/"],
+    "daemon/": ["blockio/", "bitmap/", "daemon/", "guard/protocol.h"],
     "ctl/": ["blockio/base/", "daemon/messages/", "ctl/"],
 }
 # Libraries that a room must not know either.
 FOREIGN = {
     "blockio/": r"nlohmann/|boost/beast|prometheus/|spdlog/|fmt/",
     "bitmap/": r"nlohmann/|boost/|prometheus/|spdlog/|fmt/",
+    "guard/": r"nlohmann/|boost/|prometheus/|spdlog/|fmt/",
     "daemon/messages/": r"boost/|prometheus/|spdlog/",
     "ctl/": r"prometheus/|spdlog/",
 }

@@ -149,6 +149,12 @@ class SimEnvironment : public RunEnvironment {
   BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override;
+  Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord&) override { return none(); }
+  Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord&) override { return none(); }
+  void remove_tracker(const RunRecord&) override {}
+  bool handed_over(const RunRecord&) override { return false; }
+  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord&) override { return none(); }
+  static tl::unexpected<Error> none() { return fail(make_error(ErrorCode::unsupported, "track", "", "")); }
 
   /// Of the last open_devices; dangling once the run has released it.
   SimQueue* queue = nullptr;

@@ -112,7 +112,6 @@ TEST(RunVerbs, ask_and_print) {
       {{"pause", "my run"}, "POST /v1/runs/my%20run/pause", "run abcd1234 is paused\n"},
       {{"resume", "r"}, "POST /v1/runs/r/resume", "run abcd1234 is paused\n"},
       {{"cancel", "r"}, "POST /v1/runs/r/cancel", "run abcd1234 is paused\n"},
-      {{"cutover", "r"}, "POST /v1/runs/r/cutover", "run abcd1234 is paused\n"},
       {{"rollback", "r"}, "POST /v1/runs/r/rollback", "run abcd1234 is paused\n"},
       {{"commit", "r"}, "POST /v1/runs/r/commit", "run abcd1234 is paused\n"},
       {{"forget", "r"}, "DELETE /v1/runs/r", "run abcd1234 is forgotten\n"},
@@ -137,16 +136,34 @@ TEST(RunVerbs, set_sends_only_the_change) {
   EXPECT_EQ(json::parse(ferryd.requests()[0].body), json({{"rate_bytes_per_second", 0}}));
 }
 
-TEST(RunVerbs, a_rehearsal_never_asks_for_a_cutover) {
-  FakeFerryd ferryd(in_turn({ok(fake_completed_run())}));
+TEST(RunVerbs, a_rehearsal_tells_the_pause_that_it_measured) {
+  const json before = fake_run("tracking", {{"downtime_ms", 40.0}}), under_way = before;
+  const json after = fake_run("tracking", {{"downtime_ms", 35.5},
+                                           {"pause",
+                                            {{"freeze_ms", 30.0},
+                                             {"drain_ms", 0.01},
+                                             {"copy_ms", 5.25},
+                                             {"flush_ms", 0.0},
+                                             {"command_ms", 0.0},
+                                             {"release_ms", 0.24},
+                                             {"rehearsal", true}}}});
+  FakeFerryd ferryd(in_turn({ok(before), ok(before), ok(under_way), ok(after)}));
   const auto outcome = ferryctl(ferryd, {"cutover", "--rehearse", "r"});
-  EXPECT_EQ(outcome.status, 1);
-  EXPECT_TRUE(is_one_line(outcome.err));
-  EXPECT_EQ(ferryd.lines(), std::vector<std::string>{"GET /v1/runs/r"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.out, "rehearsed: a pause of 36ms: freeze 30ms, copy 5ms, release 1ms\n");
+  EXPECT_EQ(ferryd.lines()[1], "POST /v1/runs/r/rehearse") << "never a cutover, which would be one";
 }
 
-TEST(SyncAndVerify, are_followed_to_their_end) {
-  for (const char* verb : {"sync", "verify"}) {
+TEST(RunVerbs, a_rehearsal_that_could_not_be_is_an_error) {
+  FakeFerryd ferryd(in_turn({ok(fake_run("tracking")), ok(fake_run("tracking")),
+                             ok(fake_run("tracking", {{"warning", "no cutover: frozen by somebody"}}))}));
+  const auto outcome = ferryctl(ferryd, {"cutover", "--rehearse", "r"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("no cutover: frozen by somebody"), std::string::npos) << outcome.err;
+}
+
+TEST(SyncVerifyAndCutover, are_followed_to_their_end) {
+  for (const char* verb : {"sync", "verify", "cutover"}) {
     FakeFerryd ferryd(in_turn({ok(fake_run("queued")), ok(fake_run("verifying")), ok(fake_completed_run())}));
     const auto outcome = ferryctl(ferryd, {verb, "nightly"});
     EXPECT_EQ(outcome.status, 0);

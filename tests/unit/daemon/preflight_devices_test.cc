@@ -6,6 +6,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "daemon/tracker_pins.h"
 #include "daemon/volume_content.h"
 #include "tests/unit/daemon/preflight_fixture.h"
 
@@ -139,7 +140,7 @@ TEST_P(PreflightDevicesTest, ADiskAndItsPartitionAreNotTwoTargets) {
   expect_refused(request, first, "shares its storage with the target " + disk->path());
 }
 
-TEST_P(PreflightDevicesTest, AMountedVolumeIsNeitherTargetNorWithoutMoreAdoSource) {
+TEST_P(PreflightDevicesTest, AMountedVolumeIsNoTargetAndALiveSource) {
   const auto mounted = loop("mounted", 16 * MiB), other = loop("other", 16 * MiB);
   ASSERT_EQ(run_program({"mkfs.ext4", "-q", "-F", mounted->path()}), 0);
   const std::string point = scratch_.directory("point");
@@ -147,7 +148,15 @@ TEST_P(PreflightDevicesTest, AMountedVolumeIsNeitherTargetNorWithoutMoreAdoSourc
   ASSERT_TRUE(mount.valid());
   expect_refused(insisting(other->path(), mounted->path()), mounted->path(), "mounted on " + point);
   RunRequest request = clone_of(mounted->path(), other->path());
+  if (live_tracking_missing().empty()) {
+    const PreflightReport live = report_on(request);
+    EXPECT_EQ(text_of(live.refusals), "");
+    EXPECT_EQ(live.mode, "hybrid");
+    EXPECT_EQ(live.tracker, "ebpf");
+  }
+  request.mode = RunMode::full;
   expect_refused(request, mounted->path(), "mounted on " + point);
+  request.mode = RunMode::automatic;
   request.tracker = TrackerChoice::none;
   expect_refused(request, mounted->path(), "mounted on " + point);
   request.force = true;

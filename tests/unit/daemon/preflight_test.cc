@@ -73,15 +73,15 @@ TEST_F(PreflightFilesTest, EdgesOfWhatMakesSenseAreAccepted) {
   }
 }
 
-TEST_F(PreflightFilesTest, OptionsOfLiveSourcesAreRefusedByName) {
+TEST_F(PreflightFilesTest, OptionsOfLiveSourcesAreRefusedForOthers) {
   const auto refused_by_name = [&](const char* option, auto change) {
     RunRequest request = clone_of(source_, target_);
     change(request);
     expect_refused(request, source_, option);
   };
-  refused_by_name("migrate", [](auto& request) { request.kind = RunKind::migrate; });
-  refused_by_name("--mode hybrid", [](auto& request) { request.mode = RunMode::hybrid; });
-  refused_by_name("--tracker ebpf", [](auto& request) { request.tracker = TrackerChoice::ebpf; });
+  refused_by_name("cannot be tracked", [](auto& request) { request.kind = RunKind::migrate; });
+  refused_by_name("cannot be tracked", [](auto& request) { request.mode = RunMode::hybrid; });
+  refused_by_name("cannot be tracked", [](auto& request) { request.tracker = TrackerChoice::ebpf; });
   refused_by_name("--tracker qemu", [](auto& request) { request.tracker = TrackerChoice::qemu; });
   refused_by_name("--cutover manual", [](auto& request) { request.cutover = CutoverChoice::manual; });
   refused_by_name("--quiesce-cmd", [](auto& request) { request.quiesce_cmd = "true"; });

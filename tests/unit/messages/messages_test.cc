@@ -185,7 +185,7 @@ TEST(RunVerbs, NamesLeadBack) {
     EXPECT_EQ(run_verb_from_name(run_verb_name(verb)), verb);
     names.insert(run_verb_name(verb));
   }
-  EXPECT_EQ(names.size(), 8U);
+  EXPECT_EQ(names.size(), 9U);
   EXPECT_FALSE(run_verb_from_name("explode"));
   EXPECT_FALSE(run_verb_from_name(""));
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "bitmap/live_tracker.h"
+#include "bitmap/ebpf_tracker.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstdio>
@@ -66,7 +67,7 @@ Result<TrackedRange> tracked_range_of(const std::string& device) {
   const auto sequence = number_in(disk / "diskseq", device), sectors = number_in(own / "size", device);
   if (!sequence) return fail(sequence.error());
   if (!sectors) return fail(sectors.error());
-  TrackedRange range{0, 0, *sequence, 0, *sectors * sector_bytes};
+  TrackedRange range{device, 0, 0, *sequence, 0, *sectors * sector_bytes};
   if (partition) {
     const auto start = number_in(own / "start", device);
     if (!start) return fail(start.error());
@@ -82,9 +83,8 @@ Result<TrackedRange> tracked_range_of(const std::string& device) {
 namespace {
 
 // What a tracker consists of in the kernel, by the names of the pins.
-enum : std::size_t { marks_0, marks_1, active, records, counters, target, map_count };
-constexpr const char* map_names[map_count] = {"marks_0", "marks_1",  "active",
-                                              "records", "counters", "target"};
+enum : std::size_t { marks, held, records, counters, target, map_count };
+constexpr const char* map_names[map_count] = {"marks", "held", "records", "counters", "target"};
 constexpr const char* link_names[] = {"on_request_complete", "on_bio_complete", "on_split", "on_bio_queue"};
 constexpr std::size_t link_count = std::size(link_names);
 
@@ -110,18 +110,18 @@ std::uint64_t skipped_by(int link) {
 }  // namespace
 
 /// Descriptors of the maps and links. Where those are not pinned, they go with it.
-struct LiveTracker::Kernel {
+struct EbpfTracker::Kernel {
   Kernel() = default;
   ~Kernel() {
-    for (std::uint64_t* const words : marks) {
-      if (words != nullptr) ::munmap(words, marks_bytes());
+    for (std::uint64_t* const map : words) {
+      if (map != nullptr) ::munmap(map, words_bytes());
     }
     if (counts != nullptr) ::munmap(counts, page_bytes);
   }
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
 
-  std::size_t marks_bytes() const { return pages * page_words * sizeof(std::uint64_t); }
+  std::size_t words_bytes() const { return pages * page_words * sizeof(std::uint64_t); }
   int load(const TrackerTarget& wanted, unsigned queued_writes_max);
   int take(change_tracker& skeleton);
   int map_memory();
@@ -131,31 +131,39 @@ struct LiveTracker::Kernel {
   std::uint64_t pages = 0;
   FileDescriptor maps[map_count];
   FileDescriptor links[link_count];
-  std::uint64_t* marks[2] = {nullptr, nullptr};
+  std::uint64_t* words[2] = {nullptr, nullptr};  ///< of `marks` and `held`
   TrackerCounters* counts = nullptr;
 };
 
-int LiveTracker::Kernel::load(const TrackerTarget& wanted, unsigned queued_writes_max) {
+namespace {
+
+using Skeleton = std::unique_ptr<change_tracker, void (*)(change_tracker*)>;
+
+Skeleton open_skeleton() {
   libbpf_set_print([](libbpf_print_level, const char*, va_list) { return 0; });  // errors are values here
-  const std::unique_ptr<change_tracker, void (*)(change_tracker*)> skeleton(change_tracker__open(),
-                                                                            change_tracker__destroy);
+  return {change_tracker__open(), change_tracker__destroy};
+}
+
+}  // namespace
+
+int EbpfTracker::Kernel::load(const TrackerTarget& wanted, unsigned queued_writes_max) {
+  const Skeleton skeleton = open_skeleton();
   if (skeleton == nullptr) return errno;
   skeleton->rodata->target = wanted;
-  const auto words = unsigned(pages * page_words);
-  bpf_map__set_max_entries(skeleton->maps.marks_0, words);
-  bpf_map__set_max_entries(skeleton->maps.marks_1, words);
+  bpf_map__set_max_entries(skeleton->maps.marks, unsigned(pages * page_words));
+  bpf_map__set_max_entries(skeleton->maps.held, unsigned(pages * page_words));
   bpf_map__set_max_entries(skeleton->maps.records, queued_writes_max);
   const int status = change_tracker__load(skeleton.get());
   return status != 0 ? -status : take(*skeleton);
 }
 
 /// Ends are attached first, beginnings last: a write that was seen to begin will be seen to end.
-int LiveTracker::Kernel::take(change_tracker& skeleton) {
+int EbpfTracker::Kernel::take(change_tracker& skeleton) {
   const auto& programs = skeleton.progs;
   const bpf_program* const ordered[link_count] = {programs.on_request_complete, programs.on_bio_complete,
                                                   programs.on_split, programs.on_bio_queue};
-  const bpf_map* const made[map_count] = {skeleton.maps.marks_0, skeleton.maps.marks_1, skeleton.maps.active,
-                                          skeleton.maps.records, skeleton.maps.bss,     skeleton.maps.rodata};
+  const bpf_map* const made[map_count] = {skeleton.maps.marks, skeleton.maps.held, skeleton.maps.records,
+                                          skeleton.maps.bss, skeleton.maps.rodata};
   for (std::size_t i = 0; i < map_count; ++i) {
     maps[i] = FileDescriptor(::fcntl(bpf_map__fd(made[i]), F_DUPFD_CLOEXEC, 3));
     if (!maps[i].valid()) return errno;
@@ -171,14 +179,14 @@ int LiveTracker::Kernel::take(change_tracker& skeleton) {
   return 0;
 }
 
-int LiveTracker::Kernel::map_memory() {
+int EbpfTracker::Kernel::map_memory() {
   const auto map = [](int fd, std::size_t bytes) {
     return ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   };
-  for (const std::size_t index : {marks_0, marks_1}) {
-    void* const memory = map(maps[index].get(), marks_bytes());
+  for (const std::size_t index : {marks, held}) {
+    void* const memory = map(maps[index].get(), words_bytes());
     if (memory == MAP_FAILED) return errno;
-    marks[index] = static_cast<std::uint64_t*>(memory);
+    words[index] = static_cast<std::uint64_t*>(memory);
   }
   void* const memory = map(maps[counters].get(), page_bytes);
   if (memory == MAP_FAILED) return errno;
@@ -186,7 +194,7 @@ int LiveTracker::Kernel::map_memory() {
   return 0;
 }
 
-int LiveTracker::Kernel::pin(const std::string& directory) const {
+int EbpfTracker::Kernel::pin(const std::string& directory) const {
   for (std::size_t i = 0; i < map_count; ++i) {
     if (::bpf_obj_pin(maps[i].get(), (directory + "/" + map_names[i]).c_str()) != 0) return errno;
   }
@@ -196,7 +204,7 @@ int LiveTracker::Kernel::pin(const std::string& directory) const {
   return 0;
 }
 
-int LiveTracker::Kernel::open_pins(const std::string& directory) {
+int EbpfTracker::Kernel::open_pins(const std::string& directory) {
   for (std::size_t i = 0; i < map_count; ++i) {
     maps[i] = FileDescriptor(::bpf_obj_get((directory + "/" + map_names[i]).c_str()));
     if (!maps[i].valid()) return errno;
@@ -228,22 +236,24 @@ TrackerTarget target_of(const TrackedRange& range, std::uint64_t granule_bytes) 
   return made;
 }
 
+/// By the kernel's own count.
+bool nothing_on_its_way(const TrackedRange& range) {
+  std::ifstream in("/sys/dev/block/" + std::to_string(range.major) + ":" + std::to_string(range.minor) +
+                   "/inflight");
+  std::uint64_t reads = 0, writes = 0;
+  return !(in >> reads >> writes) || writes == 0;
+}
+
 /// Writes that were queued before the programs came end within moments; those of devices without requests are
 /// not known then. What ends later than this counts as a loss.
 void wait_for_earlier_writes(const TrackedRange& range) {
-  const std::string file =
-      "/sys/dev/block/" + std::to_string(range.major) + ":" + std::to_string(range.minor) + "/inflight";
-  for (int attempt = 0; attempt < 100; ++attempt) {
-    std::ifstream in(file);
-    std::uint64_t reads = 0, writes = 0;
-    if (!(in >> reads >> writes) || writes == 0) return;
+  for (int attempt = 0; attempt < 100 && !nothing_on_its_way(range); ++attempt)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
 }
 
 }  // namespace
 
-LiveTracker::LiveTracker(const TrackedRange& range, std::uint64_t granule_bytes)
+EbpfTracker::EbpfTracker(const TrackedRange& range, std::uint64_t granule_bytes)
     : kernel_(std::make_unique<Kernel>()),
       range_(range),
       granule_bytes_(granule_bytes),
@@ -253,11 +263,11 @@ LiveTracker::LiveTracker(const TrackedRange& range, std::uint64_t granule_bytes)
       std::max<std::uint64_t>(1, (granule_count_ + ChangeBitmap::page_bits - 1) / ChangeBitmap::page_bits);
 }
 
-LiveTracker::~LiveTracker() = default;
+EbpfTracker::~EbpfTracker() = default;
 
-Result<std::unique_ptr<LiveTracker>> LiveTracker::attach(const TrackedRange& range,
-                                                         const LiveTrackerOptions& options) {
-  std::unique_ptr<LiveTracker> made(new LiveTracker(range, options.granule_bytes));
+Result<std::unique_ptr<EbpfTracker>> EbpfTracker::attach(const TrackedRange& range,
+                                                         const EbpfTrackerOptions& options) {
+  std::unique_ptr<EbpfTracker> made(new EbpfTracker(range, options.granule_bytes));
   const auto wanted = target_of(range, options.granule_bytes);
   if (const int error = made->kernel_->load(wanted, options.queued_writes_max); error != 0)
     return fail(kernel_error(error, "load and attach the tracker's programs"));
@@ -267,7 +277,14 @@ Result<std::unique_ptr<LiveTracker>> LiveTracker::attach(const TrackedRange& ran
   return made;
 }
 
-Result<void> LiveTracker::pin(const std::string& directory) {
+Result<void> EbpfTracker::probe() {
+  const Skeleton skeleton = open_skeleton();
+  const int error = skeleton == nullptr ? errno : -change_tracker__load(skeleton.get());
+  if (error != 0) return fail(kernel_error(error, "load the tracker's programs"));
+  return {};
+}
+
+Result<void> EbpfTracker::pin(const std::string& directory) {
   // Another tracker's pins may be there: those are not ours to remove.
   if (::mkdir(directory.c_str(), 0700) != 0)
     return fail(error_from_errno(errno, "pin the tracker in", directory));
@@ -278,15 +295,15 @@ Result<void> LiveTracker::pin(const std::string& directory) {
   return {};
 }
 
-void LiveTracker::remove_pins(const std::string& directory) {
+void EbpfTracker::remove_pins(const std::string& directory) {
   std::error_code nothing_there;
   std::filesystem::remove_all(directory, nothing_there);
 }
 
-Result<std::unique_ptr<LiveTracker>> LiveTracker::adopt(const std::string& directory,
+Result<std::unique_ptr<EbpfTracker>> EbpfTracker::adopt(const std::string& directory,
                                                         const TrackedRange& range,
                                                         std::uint64_t granule_bytes) {
-  std::unique_ptr<LiveTracker> made(new LiveTracker(range, granule_bytes));
+  std::unique_ptr<EbpfTracker> made(new EbpfTracker(range, granule_bytes));
   Kernel& kernel = *made->kernel_;
   const auto foreign = [&](const char* why) {
     return fail(make_error(ErrorCode::state_damaged, "take up the tracker in", directory, why));
@@ -303,52 +320,65 @@ Result<std::unique_ptr<LiveTracker>> LiveTracker::adopt(const std::string& direc
       ::bpf_map_lookup_elem(kernel.maps[target].get(), &key, &found) != 0 || found.layout != TRACKER_LAYOUT)
     return foreign("another version of Blockferry made it");
   if (!same(found, wanted)) return foreign("it tracks another volume");
-  for (const std::size_t index : {marks_0, marks_1}) {
+  for (const std::size_t index : {marks, held}) {
     if (info_of_map(kernel.maps[index].get()).max_entries != kernel.pages * page_words)
       return foreign("its marks are not those of this volume");
   }
-  std::uint32_t active_id = 0;
-  if (::bpf_map_lookup_elem(kernel.maps[active].get(), &key, &active_id) != 0)
-    return foreign("nobody knows which marks are in use");
-  made->in_use_ = active_id == info_of_map(kernel.maps[marks_0].get()).id ? 0 : 1;
-  made->collected_ = true;  // perhaps: then it is given again
+  made->give_again_ = true;
   if (const int error = kernel.map_memory(); error != 0)
     return fail(kernel_error(error, "map the tracker's marks"));
   return made;
 }
 
-Result<void> LiveTracker::collect(ChangeBitmap& dirty) {
+namespace {
+
+bool all_zero(std::span<const std::uint64_t> words) {
+  return std::all_of(words.begin(), words.end(), [](std::uint64_t word) { return word == 0; });
+}
+
+}  // namespace
+
+/// Held first, cleared then: a crash in between leaves a mark in both. Exactly the bits that were held are
+/// cleared, whatever the programs set meanwhile (attack D); their granules are read later than that.
+void EbpfTracker::take_marks(std::uint64_t page, ChangeBitmap& dirty) {
+  std::uint64_t taken[page_words];
+  for (std::uint64_t i = 0; i < page_words; ++i) {
+    const std::uint64_t word = page * page_words + i;
+    taken[i] = std::atomic_ref(kernel_->words[marks][word]).load();
+    if (taken[i] == 0) continue;
+    std::atomic_ref(kernel_->words[held][word]).fetch_or(taken[i]);
+    std::atomic_ref(kernel_->words[marks][word]).fetch_and(~taken[i]);
+  }
+  dirty.or_page(page, taken);
+}
+
+Result<void> EbpfTracker::collect(ChangeBitmap& dirty) {
   BLOCKFERRY_CHECK(dirty.granule_count() == granule_count_, "a bitmap of another volume");
-  if (!collected_) {
-    const std::uint32_t key = 0;
-    const int next = kernel_->maps[1 - in_use_].get();
-    // The kernel returns from this when no program uses the retired marks any more.
-    if (::bpf_map_update_elem(kernel_->maps[active].get(), &key, &next, BPF_ANY) != 0)
-      return fail(kernel_error(errno, "exchange the tracker's marks"));
-    in_use_ = 1 - in_use_;
-    collected_ = true;
+  const auto now = tracked_range_of(range_.device);
+  if (!now || *now != range_) {
+    return fail(make_error(ErrorCode::device_gone, "track writes to", range_.device,
+                           "it has another size now, or another disk has its name"));
   }
   for (std::uint64_t page = 0; page < kernel_->pages; ++page) {
-    const std::span words(kernel_->marks[1 - in_use_] + page * page_words, page_words);
-    if (std::all_of(words.begin(), words.end(), [](std::uint64_t word) { return word == 0; })) continue;
-    dirty.or_page(page, *reinterpret_cast<const std::uint64_t(*)[page_words]>(words.data()));
+    const std::uint64_t* const kept = kernel_->words[held] + page * page_words;
+    if (give_again_ && !all_zero({kept, page_words}))
+      dirty.or_page(page, *reinterpret_cast<const std::uint64_t(*)[page_words]>(kept));
+    if (!all_zero({kernel_->words[marks] + page * page_words, page_words})) take_marks(page, dirty);
   }
+  give_again_ = false;
   const auto standing = queued();
   if (!standing) return fail(standing.error());
   for (const auto& range : *standing) dirty.set(range);
   return {};
 }
 
-void LiveTracker::release() {
-  BLOCKFERRY_CHECK(collected_, "nothing was collected");
-  const std::span words(kernel_->marks[1 - in_use_], kernel_->pages * page_words);
-  for (std::uint64_t& word : words) {
+void EbpfTracker::release() {
+  for (std::uint64_t& word : std::span(kernel_->words[held], kernel_->pages * page_words)) {
     if (word != 0) word = 0;
   }
-  collected_ = false;
 }
 
-Result<std::vector<GranuleRange>> LiveTracker::queued() const {
+Result<std::vector<GranuleRange>> EbpfTracker::queued() {
   const int fd = kernel_->maps[records].get();
   const std::uint32_t room = info_of_map(fd).max_entries;
   std::vector<std::uint64_t> keys(room);
@@ -369,7 +399,11 @@ Result<std::vector<GranuleRange>> LiveTracker::queued() const {
   return ranges;
 }
 
-TrackerLosses LiveTracker::losses() const {
+bool EbpfTracker::device_idle() {
+  return nothing_on_its_way(range_);
+}
+
+TrackerLosses EbpfTracker::losses() {
   const TrackerCounters& counts = *kernel_->counts;
   TrackerLosses losses;
   losses.records_refused = counts.records_refused;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernel's view of writes against what was really written: on whole disks, partitions and devices
 // without requests, under load too.
-#include "bitmap/live_tracker.h"
+#include "bitmap/ebpf_tracker.h"
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +18,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/fs.h>
+#include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -81,19 +82,19 @@ FileDescriptor open_direct(const std::string& path) {
   return fd;
 }
 
-std::unique_ptr<LiveTracker> attached(const std::string& path, const LiveTrackerOptions& options = {}) {
+std::unique_ptr<EbpfTracker> attached(const std::string& path, const EbpfTrackerOptions& options = {}) {
   const auto range = tracked_range_of(path);
   if (!range) {
     ADD_FAILURE() << range.error().message();
     return nullptr;
   }
-  auto tracker = LiveTracker::attach(*range, options);
+  auto tracker = EbpfTracker::attach(*range, options);
   if (tracker) return std::move(*tracker);
   ADD_FAILURE() << tracker.error().message();
   return nullptr;
 }
 
-std::set<std::uint64_t> collected(LiveTracker& tracker, std::uint64_t granules) {
+std::set<std::uint64_t> collected(EbpfTracker& tracker, std::uint64_t granules) {
   ChangeBitmap dirty(granules);
   const auto done = tracker.collect(dirty);
   EXPECT_TRUE(done) << done.error().message();
@@ -106,7 +107,7 @@ std::set<std::uint64_t> collected(LiveTracker& tracker, std::uint64_t granules) 
 }
 
 /// Just what was changed; except that writes of earlier whose end the kernel hid may be given once more.
-void expect_marks(const LiveTracker& tracker, const std::set<std::uint64_t>& marked,
+void expect_marks(EbpfTracker& tracker, const std::set<std::uint64_t>& marked,
                   const std::set<std::uint64_t>& changed, const std::set<std::uint64_t>& earlier = {}) {
   EXPECT_TRUE(std::includes(marked.begin(), marked.end(), changed.begin(), changed.end()))
       << "marks are missing";
@@ -165,7 +166,7 @@ void expect_exact_marks(const std::string& path, std::uint64_t bytes, bool disca
   EXPECT_FALSE(tracker->losses().any());
 }
 
-class LiveTrackerTest : public testing::Test {
+class EbpfTrackerTest : public testing::Test {
  protected:
   void SetUp() override {
     if (const auto missing = volumes_missing(); !missing.empty()) GTEST_SKIP() << missing;
@@ -173,7 +174,7 @@ class LiveTrackerTest : public testing::Test {
   ScratchDirectory scratch_;
 };
 
-TEST_F(LiveTrackerTest, MarksWhatWasWrittenToADisk) {
+TEST_F(EbpfTrackerTest, MarksWhatWasWrittenToADisk) {
   for (const unsigned sector_bytes : {512U, 4096U}) {
     LoopOptions options;
     options.sector_bytes = sector_bytes;
@@ -183,7 +184,7 @@ TEST_F(LiveTrackerTest, MarksWhatWasWrittenToADisk) {
   }
 }
 
-TEST_F(LiveTrackerTest, MarksWhatWasWrittenToAPartition) {
+TEST_F(EbpfTrackerTest, MarksWhatWasWrittenToAPartition) {
   LoopDevice disk(scratch_.file("disk", 64 * MiB));
   ASSERT_TRUE(disk.valid());
   const std::string part = disk.add_partition(1, 16 * MiB + 512 * 3, 32 * MiB);
@@ -191,7 +192,7 @@ TEST_F(LiveTrackerTest, MarksWhatWasWrittenToAPartition) {
   expect_exact_marks(part, 32 * MiB);
 }
 
-TEST_F(LiveTrackerTest, WritesToAPartitionAreTheDisksAndNotItsNeighbours) {
+TEST_F(EbpfTrackerTest, WritesToAPartitionAreTheDisksAndNotItsNeighbours) {
   LoopDevice disk(scratch_.file("disk", 64 * MiB));
   ASSERT_TRUE(disk.valid());
   const std::string first = disk.add_partition(1, MiB, 16 * MiB),
@@ -208,7 +209,7 @@ TEST_F(LiveTrackerTest, WritesToAPartitionAreTheDisksAndNotItsNeighbours) {
   EXPECT_TRUE(collected(*other, 16 * MiB / page).empty());
 }
 
-TEST_F(LiveTrackerTest, MarksWhatWasWrittenToADiskWithoutRequests) {
+TEST_F(EbpfTrackerTest, MarksWhatWasWrittenToADiskWithoutRequests) {
   const ZramDevice disk(32 * MiB);
   if (!disk.valid()) GTEST_SKIP() << "no zram device to be had";
   expect_exact_marks(disk.path(), 32 * MiB);
@@ -254,22 +255,22 @@ void expect_faithful_copy(const std::string& path, std::uint64_t bytes) {
   EXPECT_FALSE(tracker->losses().any());
 }
 
-TEST_F(LiveTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADisk) {
+TEST_F(EbpfTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADisk) {
   const LoopDevice disk(scratch_.file("disk", 32 * MiB));
   ASSERT_TRUE(disk.valid());
   expect_faithful_copy(disk.path(), 32 * MiB);
 }
 
-TEST_F(LiveTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADiskWithoutRequests) {
+TEST_F(EbpfTrackerTest, PassesUnderLoadEndWithAFaithfulCopyOfADiskWithoutRequests) {
   const ZramDevice disk(32 * MiB);
   if (!disk.valid()) GTEST_SKIP() << "no zram device to be had";
   expect_faithful_copy(disk.path(), 32 * MiB);
 }
 
-TEST_F(LiveTrackerTest, MoreWritesAtATimeThanThereIsRoomForAreALoss) {
+TEST_F(EbpfTrackerTest, MoreWritesAtATimeThanThereIsRoomForAreALoss) {
   const LoopDevice disk(scratch_.file("disk", 64 * MiB));
   ASSERT_TRUE(disk.valid());
-  LiveTrackerOptions options;
+  EbpfTrackerOptions options;
   options.queued_writes_max = 1;
   auto tracker = attached(disk.path(), options);
   ASSERT_TRUE(tracker);
@@ -290,10 +291,10 @@ TEST_F(LiveTrackerTest, MoreWritesAtATimeThanThereIsRoomForAreALoss) {
   EXPECT_TRUE(tracker->losses().any());
 }
 
-TEST_F(LiveTrackerTest, GranulesMayBeLarger) {
+TEST_F(EbpfTrackerTest, GranulesMayBeLarger) {
   const LoopDevice disk(scratch_.file("disk", 64 * MiB + 512 * 7));
   ASSERT_TRUE(disk.valid());
-  LiveTrackerOptions options;
+  EbpfTrackerOptions options;
   options.granule_bytes = 64 * KiB;
   auto tracker = attached(disk.path(), options);
   ASSERT_TRUE(tracker);
@@ -305,12 +306,12 @@ TEST_F(LiveTrackerTest, GranulesMayBeLarger) {
 }
 
 /// A bpf filesystem of the test's own, and a disk.
-class PinnedTrackerTest : public LiveTrackerTest {
+class PinnedTrackerTest : public EbpfTrackerTest {
  protected:
   static constexpr std::uint64_t bytes = 32 * MiB, granules = bytes / page;
 
   void SetUp() override {
-    LiveTrackerTest::SetUp();
+    EbpfTrackerTest::SetUp();
     if (IsSkipped()) return;
     pins_ = std::make_unique<MountedVolume>("none", scratch_.directory("pins"), "bpf");
     if (!pins_->valid()) GTEST_SKIP() << "no bpf filesystem to be had";
@@ -329,14 +330,14 @@ class PinnedTrackerTest : public LiveTrackerTest {
     std::mt19937_64 random(seed);
     return change_at_random(fd_.get(), granules, random, true);
   }
-  Result<std::unique_ptr<LiveTracker>> adopt(const std::string& path, std::uint64_t granule_bytes = page) {
-    return LiveTracker::adopt(directory(), *tracked_range_of(path), granule_bytes);
+  Result<std::unique_ptr<EbpfTracker>> adopt(const std::string& path, std::uint64_t granule_bytes = page) {
+    return EbpfTracker::adopt(directory(), *tracked_range_of(path), granule_bytes);
   }
 
   std::unique_ptr<MountedVolume> pins_;
   std::unique_ptr<LoopDevice> disk_;
   FileDescriptor fd_;
-  std::unique_ptr<LiveTracker> tracker_;
+  std::unique_ptr<EbpfTracker> tracker_;
 };
 
 TEST_F(PinnedTrackerTest, GoesOnWhileNobodyIsThere) {
@@ -352,18 +353,32 @@ TEST_F(PinnedTrackerTest, GoesOnWhileNobodyIsThere) {
 }
 
 TEST_F(PinnedTrackerTest, WhatWasNotReleasedIsGivenAgain) {
-  const auto before = change(3);
+  auto all = change(3);
   ChangeBitmap dirty(granules);
   ASSERT_TRUE(tracker_->collect(dirty));
-  const auto meanwhile = change(4);
+  all.merge(change(4));
   tracker_.reset();
-  const auto after = change(5);
+  all.merge(change(5));
   auto tracker = adopt(disk_->path());
   ASSERT_TRUE(tracker) << tracker.error().message();
-  auto expected = meanwhile;
-  expected.insert(after.begin(), after.end());
-  expect_marks(**tracker, collected(**tracker, granules), before, expected);
-  expect_marks(**tracker, collected(**tracker, granules), expected, before);
+  expect_marks(**tracker, collected(**tracker, granules), all);
+  expect_marks(**tracker, collected(**tracker, granules), {}, all);
+}
+
+TEST_F(PinnedTrackerTest, WhatWasCollectedInPartsIsGivenAgainAsAWhole) {
+  std::set<std::uint64_t> all;
+  for (const std::uint64_t seed : {6, 7, 8}) {
+    const auto changed = change(seed);
+    ChangeBitmap dirty(granules);
+    ASSERT_TRUE(tracker_->collect(dirty));
+    EXPECT_GE(dirty.count(), changed.size());
+    all.insert(changed.begin(), changed.end());
+  }
+  tracker_.reset();
+  auto tracker = adopt(disk_->path());
+  ASSERT_TRUE(tracker) << tracker.error().message();
+  expect_marks(**tracker, collected(**tracker, granules), all);
+  expect_marks(**tracker, collected(**tracker, granules), {}, all);
 }
 
 TEST_F(PinnedTrackerTest, IsNotTakenForAnothers) {
@@ -395,12 +410,27 @@ TEST_F(PinnedTrackerTest, WithAnyPinGoneIsNotTrusted) {
 
 TEST_F(PinnedTrackerTest, EndsWithItsPins) {
   tracker_.reset();
-  LiveTracker::remove_pins(directory());
+  EbpfTracker::remove_pins(directory());
   EXPECT_NE(::access(directory().c_str(), F_OK), 0);
   EXPECT_FALSE(adopt(disk_->path()));
 }
 
-TEST_F(LiveTrackerTest, NothingElseIsTracked) {
+TEST_F(EbpfTrackerTest, AVolumeThatIsGoneOrHasAnotherSizeIsNot) {
+  const std::string file = scratch_.file("disk", 64 * MiB);
+  LoopDevice disk(file);
+  ASSERT_TRUE(disk.valid());
+  auto tracker = attached(disk.path());
+  ASSERT_TRUE(tracker);
+  ASSERT_EQ(::truncate(file.c_str(), 96 * MiB), 0);
+  const FileDescriptor fd(::open(disk.path().c_str(), O_RDWR | O_CLOEXEC));
+  ASSERT_EQ(::ioctl(fd.get(), LOOP_SET_CAPACITY, 0), 0);
+  ChangeBitmap dirty(64 * MiB / page);
+  const auto done = tracker->collect(dirty);
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code, ErrorCode::device_gone);
+}
+
+TEST_F(EbpfTrackerTest, NothingElseIsTracked) {
   const std::string file = scratch_.file("file", MiB);
   const auto range = tracked_range_of(file);
   ASSERT_FALSE(range);

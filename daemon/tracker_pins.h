@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where this ferryd's trackers are pinned: /sys/fs/bpf/blockferry/STATE/VOLUME, one directory a run's volume,
+// below one of the state directory's own, so that no ferryd touches another's.
+#pragma once
+
+#include <memory>
+#include <set>
+#include <string>
+
+#include "bitmap/live_tracker.h"
+#include "bitmap/storage.h"
+#include "daemon/run_record.h"
+
+namespace blockferry {
+
+/// Why no source in use can be tracked on this machine; empty: it can. Looked into once a process.
+const std::string& live_tracking_missing();
+
+class TrackerPins {
+ public:
+  /// The state directory's name in the bpf filesystem is made on first use, and kept in the directory.
+  static Result<std::unique_ptr<TrackerPins>> create(StateDirectory& state);
+
+  Result<std::unique_ptr<LiveTracker>> attach(const RunRecord& record);
+  Result<std::unique_ptr<LiveTracker>> adopt(const RunRecord& record);
+  void remove(const RunRecord& record);
+  /// What no run needs any more.
+  void remove_all_but(const std::set<std::string>& volume_ids);
+  std::string directory_of(const RunRecord& record) const;
+  /// The guard marked that this run's volume was handed over (guard/protocol.h).
+  bool handed_over(const RunRecord& record) const;
+
+ private:
+  explicit TrackerPins(std::string directory) : directory_(std::move(directory)) {}
+  const std::string directory_;
+};
+
+}  // namespace blockferry

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// A user's command line, bounded in time. It writes to memory, not to files: those may be frozen.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <string>
+
+namespace blockferry {
+
+struct CommandOutcome {
+  bool succeeded = false;  ///< exit status 0 in time
+  std::string detail;      ///< otherwise: how it ended, and the last that it said
+};
+
+/// Runs `/bin/sh -c command_line` in a process group of its own, which is killed when the time is over or
+/// `give_up` becomes true.
+CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,
+                                 const std::atomic<bool>& give_up);
+
+}  // namespace blockferry
