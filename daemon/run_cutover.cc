@@ -240,8 +240,12 @@ void RunCore::let_go_done() {
   if (auto done = volume_->defer_records(false); !done) fail_run(done.error());
   for (auto& [index, error] : ended.failures) target_failed(index, error);
   if (ended.error && ending_ == Ending::none) {
-    if (ended.error->code != ErrorCode::busy || ++live_.expiries >= expiries_max)
+    if (ended.error->code != ErrorCode::busy || ++live_.expiries >= expiries_max) {
       live_.cutover_refused = ended.error;
+    } else {  // it is tried again, whoever wanted it
+      live_.rehearsal_asked = live_.rehearsal_asked || (ended.asked && ended.rehearsal);
+      live_.cutover_asked = live_.cutover_asked || (ended.asked && !ended.rehearsal);
+    }
   }
   if (ending_ == Ending::none && !record_.paused) begin_pass(PassKind::incremental);
 }

@@ -37,8 +37,10 @@ void RunCore::choose_first_live_phase() {
   if (volume_->dirty().count() == volume_->geometry().granule_count()) record_.suspect = false;
   live_.pass_began = clock_.now();
   live_.copied_before = record_.status.bytes_copied;
-  if (record_.suspect || record_.phase == RunPhase::collecting) return enter_collecting(current_pass().kind);
-  enter_copying();
+  const bool scanned = record_.phase == RunPhase::collecting;
+  if (!scanned && !record_.suspect) return enter_copying();
+  if (!scanned) begin_pass(PassKind::checksum);
+  enter_collecting(PassKind::checksum);
 }
 
 /// From the last checkpoint's place where no target was written since, else from the start.

@@ -67,7 +67,7 @@ void make_killable(pid_t process) {
 }
 
 std::string how_it_ended(int status, bool killed) {
-  if (killed) return "did not end in time and was killed";
+  if (killed) return "did not end within --max-freeze and was killed";
   if (WIFSIGNALED(status)) return "was ended by signal " + std::to_string(WTERMSIG(status));
   return "ended with status " + std::to_string(WEXITSTATUS(status));
 }

@@ -160,3 +160,37 @@ class Loaded:
 
     def __exit__(self, *_):
         self.load.stop()
+
+
+class Probe:
+    """What an application notices: appends and fsyncs on the volume without end; the longest that one took."""
+
+    def __init__(self, mount):
+        self.path = Path(mount, ".probe")
+        self.longest, self.usual = 0.0, []
+        self.begun = time.monotonic()  # of the append under way
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._append)
+        self.thread.start()
+
+    def _append(self):
+        with open(self.path, "ab", buffering=0) as file:
+            while not self.stopped.is_set():
+                self.begun = time.monotonic()
+                file.write(b"x" * 64)
+                os.fsync(file.fileno())
+                took = time.monotonic() - self.begun
+                self.longest = max(self.longest, took)
+                self.usual.append(took)
+                self.stopped.wait(0.001)
+
+    def waits(self):
+        """For how long the append under way has been waiting."""
+        return time.monotonic() - self.begun
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.thread.join(60)

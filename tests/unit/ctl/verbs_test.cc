@@ -137,7 +137,7 @@ TEST(RunVerbs, set_sends_only_the_change) {
 }
 
 TEST(RunVerbs, a_rehearsal_tells_the_pause_that_it_measured) {
-  const json before = fake_run("tracking", {{"downtime_ms", 40.0}}), under_way = before;
+  const json before = fake_run("tracking", {{"downtime_ms", 40.0}});
   const json after = fake_run("tracking", {{"downtime_ms", 35.5},
                                            {"pause",
                                             {{"freeze_ms", 30.0},
@@ -147,7 +147,7 @@ TEST(RunVerbs, a_rehearsal_tells_the_pause_that_it_measured) {
                                              {"command_ms", 0.0},
                                              {"release_ms", 0.24},
                                              {"rehearsal", true}}}});
-  FakeFerryd ferryd(in_turn({ok(before), ok(before), ok(under_way), ok(after)}));
+  FakeFerryd ferryd(in_turn({ok(before), ok(before), ok(before), ok(after)}));
   const auto outcome = ferryctl(ferryd, {"cutover", "--rehearse", "r"});
   EXPECT_EQ(outcome.status, 0);
   EXPECT_EQ(outcome.out, "rehearsed: a pause of 36ms: freeze 30ms, copy 5ms, release 1ms\n");

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A live run whose ferryd is killed or stopped: it goes on without a scan, nothing stays frozen, and at the cutover
+source and target are the same. A tracker that may have missed something leads to a checksum pass.
+
+BLOCKFERRY_CRASH_ROUNDS says how many kills in all.
+"""
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.ferryd import ENDED
+from harness.live import COMPARE, LiveVolume, Loaded, Probe
+from harness.volumes import MiB, run
+from harness.waiting import TIME_SCALE, wait_until
+
+KILLS = int(os.environ.get("BLOCKFERRY_CRASH_ROUNDS", "8"))
+FREEZE_SECONDS_MAX = 4
+
+
+def kinds_of(shown):
+    return [each["kind"] for each in shown["passes"]]
+
+
+def start(ferryd, volume, freeze_seconds_max=FREEZE_SECONDS_MAX):
+    return ferryd.start_clone(volume.source, volume.target, options=[
+        "--overwrite", "--cutover", "manual", "--max-freeze", f"{freeze_seconds_max}s", "--max-downtime", "1s",
+        "--cutover-cmd", COMPARE])
+
+
+def pins_of(ferryd):
+    """The directory of the only run's pins."""
+    state = Path("/sys/fs/bpf/blockferry", (ferryd.state_dir / "tracker-id").read_text())
+    directories = list(state.iterdir())
+    assert len(directories) == 1, directories
+    return directories[0]
+
+
+def ask_for_cutover(ferryd, name):
+    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
+    def ask():
+        try:
+            ferryd.request("POST", f"/v1/runs/{name}/cutover")
+        except OSError:
+            pass
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_kill_at_any_instant(ferryds, volumes):
+    ferryd = ferryds("--checkpoint-interval", "300ms")
+    volume = LiveVolume(volumes, "loop512", "ext4", size=192 * MiB)
+    kills = 0
+    with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"), Probe(volume.mount) as probe:
+        while kills < KILLS:
+            name = start(ferryd, volume)
+            killed = []
+            for instant in volumes.random.choices(("copying", "tracking", "cutover", "cutover"), k=3):
+                if instant != "copying":
+                    shown = ferryd.wait_state(name, "tracking", "cutting-over", *ENDED)
+                    if shown["state"] in ENDED:
+                        break
+                asking = ask_for_cutover(ferryd, name) if instant == "cutover" else None
+                time.sleep(volumes.random.random() * (0.5 if instant == "copying" else 0.25))  # any moment of it
+                ferryd.kill()
+                killed.append(instant)
+                if asking:
+                    asking.join(30)
+                ferryd.start()
+            kills += len(killed)
+            print(f"killed while {killed}")
+            if ferryd.show(name)["state"] not in ENDED:
+                ferryd.wait_state(name, "tracking", "cutting-over", *ENDED)
+                ask_for_cutover(ferryd, name).join(30)
+            shown = ferryd.wait_end(name)
+            assert "checksum" not in kinds_of(shown), "it scanned"
+            assert shown["verify"]["mismatches"] in (0, None)
+    assert probe.longest < (FREEZE_SECONDS_MAX + 1) * TIME_SCALE
+    volume.check_target()
+
+
+def test_a_ferryd_that_is_stopped_while_frozen(ferryd, volumes):
+    """The guard lets go in time, and grants no hand-over afterwards."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    pid = ferryd.process.pid
+    with Probe(volume.mount) as probe:
+        name = ferryd.start_clone(volume.source, volume.target, options=[
+            "--max-freeze", "2s", "--cutover-cmd", f"kill -STOP {pid}; sleep 60"])
+        wait_until(lambda: probe.waits() > 0.5, what="the freeze")
+        wait_until(lambda: probe.waits() < 0.5, 5, "the end of the freeze")
+        assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "ferryd does not see to it itself"
+        assert probe.longest < 3 * TIME_SCALE
+        os.kill(pid, signal.SIGCONT)
+        shown = ferryd.wait_end(name, "rolled-back")
+    assert "--max-freeze" in shown["error"]["message"]
+
+
+def test_a_ferryd_that_is_stopped_at_any_instant_of_a_cutover(ferryd, volumes):
+    volume = LiveVolume(volumes, "loop512", "xfs")
+    pid = ferryd.process.pid
+    with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"), Probe(volume.mount) as probe:
+        for _ in range(max(2, KILLS // 4)):
+            name = start(ferryd, volume, 2)
+            ferryd.wait_state(name, "tracking")
+            asking = ask_for_cutover(ferryd, name)
+            time.sleep(volumes.random.random() * 0.3)  # any moment of it
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(3)  # longer than anything may stay frozen
+            assert probe.waits() < 1 * TIME_SCALE
+            os.kill(pid, signal.SIGCONT)
+            asking.join(30)
+            shown = ferryd.wait_for(name, lambda shown: shown["state"] in ENDED)
+            # Rolled back where the compare command was running.
+            assert shown["state"] in ("completed", "rolled-back"), shown
+    assert probe.longest < 4 * TIME_SCALE
+
+
+def forced_counter(pins):
+    counters = ["1"] + ["0"] * 47
+    run("bpftool", "map", "update", "pinned", pins / "counters", "key", "0", "0", "0", "0", "value", *counters)
+
+
+LOSSES = {
+    "a pin removed": lambda pins: (pins / "marks").unlink(),
+    "a link detached": lambda pins: (pins / "on_bio_complete").unlink(),
+    "all pins removed": lambda pins: run("rm", "-r", pins),
+    "writes missed": forced_counter,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_tracker_that_missed_something_while_nobody_was_there(ferryd, volumes, loss):
+    volume = LiveVolume(volumes, "loop512", "ext4", size=128 * MiB)
+    with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"):
+        name = start(ferryd, volume)
+        ferryd.wait_state(name, "tracking")
+        ferryd.kill()
+        LOSSES[loss](pins_of(ferryd))
+        time.sleep(0.3)  # writes that nobody sees
+        ferryd.start()
+        ferryd.wait_state(name, "tracking")
+        ask_for_cutover(ferryd, name).join(30)
+        shown = ferryd.wait_end(name)
+    assert "checksum" in kinds_of(shown)
+    assert shown["verify"]["mismatches"] == 0
+    volume.check_target()
+
+
+def test_a_tracker_that_misses_something_meanwhile(ferryd, volumes):
+    volume = LiveVolume(volumes, "loop512", "ext4", size=128 * MiB)
+    with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"):
+        name = start(ferryd, volume)
+        ferryd.wait_state(name, "tracking")
+        forced_counter(pins_of(ferryd))
+        ferryd.wait_for(name, lambda shown: "checksum" in kinds_of(shown))
+        ferryd.wait_state(name, "tracking")
+        ask_for_cutover(ferryd, name).join(30)
+        ferryd.wait_end(name)
+    volume.check_target()
+
+
+def test_pins_go_with_the_run_and_not_with_anothers(ferryds, volumes):
+    one, other = ferryds(), ferryds()
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    target = volumes.loop(64 * MiB)
+    first = one.start_clone(volume.source, volume.target, options=["--cutover", "manual"])
+    second = other.start_clone(volume.source, target, options=["--cutover", "manual"])
+    for ferryd, name in ((one, first), (other, second)):
+        ferryd.wait_state(name, "tracking")
+    pins, others = pins_of(one), pins_of(other)
+    one.kill()
+    other.restart()
+    assert pins.exists(), "another ferryd's pins are not its to remove"
+    one.start()
+    for ferryd, name, left in ((one, first, pins), (other, second, others)):
+        ferryd.ctl("cancel", name)
+        ferryd.wait_end(name, "cancelled")
+        wait_until(lambda: not left.exists(), what="the end of the pins")
