@@ -181,22 +181,24 @@ struct walk_context {
   bool is_target;
 };
 
+/// The end of the request's next bio, or of a part of it.
+static void end_one(struct walk_context* context, __u64 bio, __u64 sector, unsigned int bytes) {
+  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &bio);
+  if (record) {
+    mark(record->sector, record->end);
+    if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &bio);
+  } else if (context->is_target) {
+    mark(sector, sector + (bytes >> 9));  // queued before the tracker came
+  }
+  context->bytes_left -= bytes < context->bytes_left ? bytes : context->bytes_left;
+}
+
 /// A request may end in parts, and holds many bios, which need not lie side by side (discards).
 static long end_of_bio(__u32 index, void* data) {
   struct walk_context* context = data;
   struct bio* bio = context->bio;
   if (!bio || !context->bytes_left) return 1;
-  const __u64 key = (__u64)bio;
-  const __u64 sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
-  const unsigned int bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
-  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &key);
-  if (record) {
-    mark(record->sector, record->end);
-    if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &key);
-  } else if (context->is_target) {
-    mark(sector, sector + (bytes >> 9));  // queued before the tracker came
-  }
-  context->bytes_left -= bytes < context->bytes_left ? bytes : context->bytes_left;
+  end_one(context, (__u64)bio, BPF_CORE_READ(bio, bi_iter.bi_sector), BPF_CORE_READ(bio, bi_iter.bi_size));
   context->bio = BPF_CORE_READ(bio, bi_next);
   if (index == BIOS_IN_REQUEST_MAX - 1 && context->bio && context->bytes_left)
     count(&counters.ranges_unknown);
@@ -208,13 +210,18 @@ int BPF_PROG(on_request_complete, struct request* request, int error, unsigned i
   const unsigned int flags = request->cmd_flags;
   if (!changes_data(flags)) return 0;
   const struct gendisk* disk = request->q->disk;
-  struct walk_context context = {.bio = request->bio, .bytes_left = bytes};
+  struct walk_context context = {.bytes_left = bytes};
   context.is_target = disk && is_target(disk);
   if ((flags & OPERATION_MASK) >= FIRST_DRIVER_OPERATION) {
     if (context.is_target) count(&counters.ranges_unknown);
     return 0;
   }
-  bpf_loop(BIOS_IN_REQUEST_MAX, end_of_bio, &context, 0);
+  struct bio* const first = request->bio;
+  if (!first) return 0;
+  // Most have but one.
+  end_one(&context, (__u64)first, first->bi_iter.bi_sector, first->bi_iter.bi_size);
+  context.bio = first->bi_next;
+  if (context.bio && context.bytes_left) bpf_loop(BIOS_IN_REQUEST_MAX, end_of_bio, &context, 0);
   return 0;
 }
 

@@ -67,7 +67,7 @@ Result<TrackedRange> tracked_range_of(const std::string& device) {
   const auto sequence = number_in(disk / "diskseq", device), sectors = number_in(own / "size", device);
   if (!sequence) return fail(sequence.error());
   if (!sectors) return fail(sectors.error());
-  TrackedRange range{device, 0, 0, *sequence, 0, *sectors * sector_bytes};
+  TrackedRange range{device, own.string(), 0, 0, *sequence, 0, *sectors * sector_bytes};
   if (partition) {
     const auto start = number_in(own / "start", device);
     if (!start) return fail(start.error());
@@ -238,8 +238,7 @@ TrackerTarget target_of(const TrackedRange& range, std::uint64_t granule_bytes) 
 
 /// By the kernel's own count.
 bool nothing_on_its_way(const TrackedRange& range) {
-  std::ifstream in("/sys/dev/block/" + std::to_string(range.major) + ":" + std::to_string(range.minor) +
-                   "/inflight");
+  std::ifstream in(range.sysfs + "/inflight");
   std::uint64_t reads = 0, writes = 0;
   return !(in >> reads >> writes) || writes == 0;
 }

@@ -21,6 +21,7 @@ namespace blockferry {
 /// A volume as a range of the whole disk that it lies on.
 struct TrackedRange {
   std::string device;               ///< its path
+  std::string sysfs;                ///< its directory there
   unsigned major = 0, minor = 0;    ///< the whole disk's
   std::uint64_t disk_sequence = 0;  ///< tells it from a later disk of that name
   std::uint64_t offset = 0;         ///< on the disk; a multiple of 512

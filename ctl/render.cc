@@ -184,7 +184,12 @@ std::string render_devices(const json& devices) {
                     std::to_string(count_of(device, "logical_block_bytes")), text_of(device, "content"), use,
                     tracker.empty() ? "none" : tracker, text_of(device, "identity")});
   }
-  return table(rows);
+  std::string text = table(rows);
+  for (const auto& device : devices) {
+    if (const std::string why = text_of(device, "tracker_missing"); !why.empty())
+      text += text_of(device, "path") + " cannot be moved while in use: " + why + "\n";
+  }
+  return text;
 }
 
 std::string render_check(const json& report) {

@@ -7,8 +7,10 @@
 #include <sys/sysmacros.h>
 
 #include "blockio/block_identity.h"
+#include "daemon/guarded_quiescer.h"
 #include "daemon/preflight.h"
 #include "daemon/storage_stack.h"
+#include "daemon/tracker_pins.h"
 #include "daemon/volume_content.h"
 
 namespace blockferry {
@@ -17,6 +19,18 @@ namespace {
 
 std::uint64_t number_in(const std::string& file) {
   return std::strtoull(read_line(file).c_str(), nullptr, 10);
+}
+
+/// Why a volume in use cannot be tracked, or held still; empty: it can.
+std::string live_missing(const VolumeNode& node, const std::string& path) {
+  if (!live_tracking_missing().empty()) return live_tracking_missing();
+  QuiescerOptions options;
+  options.source = path;
+  return quiescing_refused(node, options);
+}
+
+nlohmann::json text_or_null(const std::string& text) {
+  return text.empty() ? nlohmann::json(nullptr) : nlohmann::json(text);
 }
 
 nlohmann::json describe(const std::string& name) {
@@ -28,6 +42,7 @@ nlohmann::json describe(const std::string& name) {
   const VolumeUse use = use_of({true, device, 0}, false);
   const VolumeContent content = content_of(path);
   const dev_t disk = whole_disk_of(device);
+  const std::string missing = use.may_be_written() ? live_missing({true, device, 0}, path) : "";
   const std::string disk_sysfs =
       "/sys/dev/block/" + std::to_string(major(disk)) + ":" + std::to_string(minor(disk));
   return {{"path", path},
@@ -40,7 +55,10 @@ nlohmann::json describe(const std::string& name) {
           {"model", read_line(disk_sysfs + "/device/model")},
           {"read_only", number_in(sysfs + "/ro") != 0},
           {"in_use", use.any()},
-          {"tracker", use.any() ? nlohmann::json(nullptr) : nlohmann::json("checksum")}};
+          {"tracker", text_or_null(!use.may_be_written() ? "checksum"
+                                   : missing.empty()     ? "ebpf"
+                                                         : "")},
+          {"tracker_missing", text_or_null(missing)}};
 }
 
 }  // namespace

@@ -218,6 +218,8 @@ Result<void> GuardedQuiescer::open_nodes(const VolumeNode& source) {
                              ? ::open("/dev/null", O_RDONLY | O_CLOEXEC)
                              : ::open(options_.mark_directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!mark_.valid()) return fail(error_from_errno(errno, "open", options_.mark_directory));
+  // Of an earlier cutover of this run, which is on record.
+  if (!options_.mark_directory.empty()) ::unlinkat(mark_.get(), guard_mark, AT_REMOVEDIR);
   return {};
 }
 

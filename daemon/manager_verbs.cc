@@ -408,6 +408,11 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
   } else if (verb == RunVerb::verify) {
     if (status.state != RunState::completed)
       return fail(conflict(status, verb, "the run is not complete; resume it first"));
+    if (record.final_pass_begun) {
+      return fail(
+          conflict(status, verb,
+                   "ferryd ended in the middle of its hand-over, before the last checksums were recorded"));
+    }
     record.verify_only = true;
     record.phase = RunPhase::verifying;
     record.cursor = record.verify_target = 0;
@@ -418,6 +423,7 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
     record.phase = kept ? RunPhase::copying : RunPhase::collecting;
     record.suspect = !kept;
     record.cut_over = false;
+    pins_->forget_hand_over(record);
     record.cursor = 0;
     status.bad_ranges.clear();
     status.passes.push_back({kept ? PassKind::incremental : PassKind::checksum, 0, 0, 0});

@@ -89,15 +89,28 @@ void append_run_gauges(const std::vector<RunStatus>& runs, std::vector<MetricFam
   auto in_flight = gauges("blockferry_run_io_in_flight", "Requests that the kernel has not given back.");
   auto progress = gauges("blockferry_run_progress_ratio", "The part of the work known now that is done.");
   auto bad = gauges("blockferry_run_bad_ranges", "Unreadable ranges of the source that were skipped.");
+  auto dirty_rate = gauges("blockferry_run_dirty_bytes_per_second",
+                           "How fast a live source was written between the last passes.");
+  auto predicted =
+      gauges("blockferry_run_predicted_pause_seconds",
+             "The pause of a live source that a cutover at the end of the last pass would take.");
+  auto pause = gauges("blockferry_run_last_pause_seconds",
+                      "The pause of a live source in its last cutover or rehearsal.");
   for (const auto& run : runs) {
+    // A run that is kept tells its last pause as long as it stands.
+    if (run.downtime_ms) pause.metric.push_back(gauge(*run.downtime_ms / 1000, run_labels(run)));
     if (run_state_ended(run.state)) continue;
+    if (run.dirty_bytes_per_second)
+      dirty_rate.metric.push_back(gauge(static_cast<double>(*run.dirty_bytes_per_second), run_labels(run)));
+    if (run.predicted_downtime_ms)
+      predicted.metric.push_back(gauge(*run.predicted_downtime_ms / 1000, run_labels(run)));
     dirty.metric.push_back(gauge(static_cast<double>(run.granules_dirty), run_labels(run)));
     granule.metric.push_back(gauge(static_cast<double>(run.granule_bytes), run_labels(run)));
     in_flight.metric.push_back(gauge(run.io_in_flight, run_labels(run)));
     progress.metric.push_back(gauge(run.progress, run_labels(run)));
     bad.metric.push_back(gauge(static_cast<double>(run.bad_ranges.size()), run_labels(run)));
   }
-  for (auto* made : {&dirty, &granule, &in_flight, &progress, &bad})
+  for (auto* made : {&dirty, &granule, &in_flight, &progress, &bad, &dirty_rate, &predicted, &pause})
     if (!made->metric.empty()) families.push_back(std::move(*made));
 }
 

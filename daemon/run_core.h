@@ -264,6 +264,7 @@ class RunCore {
     Nanoseconds deadline{0}, frozen{0}, drained{0}, copied{0}, flushed{0}, standing_since{0};
     std::vector<GranuleRange> standing;  ///< writes that were queued and not seen to end
     bool standing_copied = false;
+    bool flush_asked = false;                             ///< and its result not taken
     std::vector<std::pair<std::size_t, Error>> failures;  ///< targets; dealt with after the release
     std::optional<Error> error;
   };

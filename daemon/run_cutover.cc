@@ -147,10 +147,10 @@ bool RunCore::drained() {
     fail_run(queued.error());
     return false;
   }
-  const bool same = *queued == cutover_.standing && live_.tracker->device_idle();
-  if (!same) cutover_.standing_since = clock_.now();
+  const bool idle = live_.tracker->device_idle();
+  if (*queued != cutover_.standing || !(idle || queued->empty())) cutover_.standing_since = clock_.now();
   cutover_.standing = *queued;
-  return queued->empty() || clock_.now() - cutover_.standing_since >= standing_believed;
+  return (idle && queued->empty()) || clock_.now() - cutover_.standing_since >= standing_believed;
 }
 
 void RunCore::drain() {
@@ -163,7 +163,7 @@ void RunCore::drain() {
 
 /// Whatever was gathered is copied. Once more, until there is nothing but what stands.
 void RunCore::copy_last() {
-  if (engine_->jobs_in_flight() > 0 || !volume_->dirty().empty()) return;
+  if (stray_flush_ || engine_->jobs_in_flight() > 0 || !volume_->dirty().empty()) return;
   if (!drained()) return clock_.sleep_for(drain_pause);
   const std::uint64_t standing = standing_granules();
   gather();
@@ -180,6 +180,7 @@ void RunCore::copy_last() {
   cutover_.copied = cutover_.flushed = clock_.now();
   if (!hands_over() || cutover_.rehearsal) return release_source();
   cutover_.stage = CutoverStage::flushing;
+  cutover_.flush_asked = true;
   engine_->start_flush();
 }
 
@@ -192,6 +193,7 @@ std::uint64_t RunCore::standing_granules() const {
 void RunCore::flush_targets() {
   const auto outcome = engine_->take_flush_result();
   if (!outcome) return;
+  cutover_.flush_asked = false;
   for (std::size_t i = 0; i < outcome->size(); ++i) {
     if ((*outcome)[i]) cutover_.failures.emplace_back(i, *(*outcome)[i]);
   }
@@ -236,7 +238,7 @@ void RunCore::let_go(std::optional<Error> error) {
 void RunCore::let_go_done() {
   Cutover ended = std::move(cutover_);
   cutover_ = {};
-  stray_flush_ = engine_->flush_in_flight();
+  stray_flush_ = stray_flush_ || ended.flush_asked;
   if (auto done = volume_->defer_records(false); !done) fail_run(done.error());
   for (auto& [index, error] : ended.failures) target_failed(index, error);
   if (ended.error && ending_ == Ending::none) {
@@ -288,7 +290,7 @@ void RunCore::released() {
   if (ended.rehearsal) return begin_pass(PassKind::incremental);
   record_.cut_over = true;
   note_pass();
-  if (!record_.status.request.verify || live_.verified_ahead) return end(Ending::completed);
+  if (!record_.status.request.verify || targets_released_) return end(Ending::completed);
   phase_done_ = true;
   quiet_checkpoint_ = false;
 }

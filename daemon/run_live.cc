@@ -29,7 +29,7 @@ double seconds(Nanoseconds duration) {
 }  // namespace
 
 Result<void> RunCore::take_up_tracker() {
-  if (record_.bitmap_generation > 0 && saved_record_.bitmap_generation > 0) {
+  if (record_.tracked) {
     auto adopted = environment_.adopt_tracker(record_);
     if (adopted && !(*adopted)->losses().any()) {
       live_.tracker = std::move(*adopted);
@@ -44,6 +44,11 @@ Result<void> RunCore::take_up_tracker() {
 /// cut off, nothing does.
 Result<void> RunCore::renew_tracker() {
   live_.tracker.reset();
+  if (saved_record_.tracked) {
+    // Said first: whoever finds the new tracker after a crash must not take it for the old one.
+    saved_record_.tracked = false;
+    if (auto done = save_record(environment_.state(), saved_record_); !done) return done;
+  }
   auto attached = environment_.attach_tracker(record_);
   if (!attached) return fail(attached.error());
   live_.tracker = std::move(*attached);
@@ -53,6 +58,7 @@ Result<void> RunCore::renew_tracker() {
     volume_->note_collected(0, volume_->geometry().granule_count());
     record_.final_pass_begun = false;
   }
+  record_.tracked = true;
   record_.suspect = true;
   record_.cursor = 0;
   return {};
@@ -128,7 +134,8 @@ bool RunCore::waits_for_user() const {
 /// A cutover command may put the target to use, which nobody can compare with its checksums then: so before.
 bool RunCore::must_verify_ahead() const {
   const RunRequest& request = record_.status.request;
-  return request.verify && !request.cutover_cmd.empty() && !live_.verified_ahead && !live_.rehearsal_asked;
+  return request.verify && !request.cutover_cmd.empty() && !live_.verified_ahead &&
+         (live_.cutover_asked || !live_.rehearsal_asked);
 }
 
 /// Its gathered marks are durable. What comes next.

@@ -141,6 +141,7 @@ json body_of(const RunRecord& record) {
       {"verify_target", record.verify_target},
       {"suspect", record.suspect},
       {"verify_only", record.verify_only},
+      {"tracked", record.tracked},
       {"final_pass_begun", record.final_pass_begun},
       {"cut_over", record.cut_over},
       {"paused", record.paused}};
@@ -215,7 +216,8 @@ RunRecord record_of(const json& body) {
   record.verify_target = body.at("verify_target").get<std::uint32_t>();
   record.suspect = body.at("suspect").get<bool>();
   record.verify_only = body.at("verify_only").get<bool>();
-  record.final_pass_begun = body.value("final_pass_begun", false);  // of before there were live runs
+  record.tracked = body.value("tracked", false);  // records of before there were live runs have none of these
+  record.final_pass_begun = body.value("final_pass_begun", false);
   record.cut_over = body.value("cut_over", false);
   record.paused = body.at("paused").get<bool>();
   return record;

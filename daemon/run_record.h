@@ -34,6 +34,9 @@ struct RunRecord {
   std::uint32_t verify_target = 0;  ///< verifying: the target being read
   bool suspect = false;      ///< clean granules must be compared with their checksums before the run may end
   bool verify_only = false;  ///< asked for by `verify`: the source is not looked at
+  /// Live: the pinned tracker vouches for all that this record and its bitmap do not call dirty or suspect. A
+  /// new tracker does so only from the first commit after it came.
+  bool tracked = false;
   /// Live: a final pass was begun, which overwrites the target without saying so first. If the tracker is
   /// gone with its marks when the run is taken up again, nothing on the target is vouched for (attack F).
   bool final_pass_begun = false;

@@ -117,6 +117,10 @@ void TrackerPins::remove_all_but(const std::set<std::string>& volume_ids) {
   ::rmdir(directory_.c_str());
 }
 
+void TrackerPins::forget_hand_over(const RunRecord& record) {
+  ::rmdir((directory_of(record) + "/" + guard_mark).c_str());
+}
+
 bool TrackerPins::handed_over(const RunRecord& record) const {
   return ::access((directory_of(record) + "/" + guard_mark).c_str(), F_OK) == 0;
 }

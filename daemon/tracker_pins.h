@@ -29,6 +29,7 @@ class TrackerPins {
   std::string directory_of(const RunRecord& record) const;
   /// The guard marked that this run's volume was handed over (guard/protocol.h).
   bool handed_over(const RunRecord& record) const;
+  void forget_hand_over(const RunRecord& record);
 
  private:
   explicit TrackerPins(std::string directory) : directory_(std::move(directory)) {}

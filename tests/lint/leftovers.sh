@@ -8,7 +8,8 @@ list() {
   losetup --noheadings --list --output NAME,BACK-FILE 2>/dev/null | grep blockferry | sed 's/^/loop device /' || true
   grep -E '[ /]blockferry' /proc/mounts | cut -d ' ' -f 1,2 | sed 's/^/mount /' || true
   find /dev/shm "${TMPDIR:-/tmp}" -maxdepth 1 -name 'blockferry-*' -printf 'file %p\n' 2>/dev/null || true
-  pgrep --list-name --exact ferryd | sed 's/^/process /' || true
+  { pgrep --list-name --exact ferryd; pgrep --list-name --exact ferryd-guard; } | sed 's/^/process /' || true
+  find /sys/fs/bpf/blockferry -mindepth 1 -maxdepth 1 -printf 'pinned tracker %p\n' 2>/dev/null || true
 }
 
 if [ "$1" = before ]; then

@@ -63,6 +63,7 @@ void VolatileBytes::lose_power(std::mt19937_64& random) {
 void World::step() {
   ++steps;
   if (steps == crash_at) throw Crash{};
+  if (on_step) on_step();
 }
 
 // Disks.

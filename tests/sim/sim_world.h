@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -61,6 +62,7 @@ class World {
   std::uint64_t steps = 0;
   std::uint64_t crash_at = 0;  ///< the step before which the process ends; 0: never
   Nanoseconds time{0};
+  std::function<void()> on_step;  ///< what else happens meanwhile
 
   void step();
   std::uint64_t below(std::uint64_t bound) { return random() % bound; }
@@ -149,15 +151,22 @@ class SimEnvironment : public RunEnvironment {
   BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override;
+
+  // Nobody writes in this world (see sim_kernel.h for one where somebody does).
   Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord&) override { return none(); }
   Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord&) override { return none(); }
   void remove_tracker(const RunRecord&) override {}
   bool handed_over(const RunRecord&) override { return false; }
   Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord&) override { return none(); }
-  static tl::unexpected<Error> none() { return fail(make_error(ErrorCode::unsupported, "track", "", "")); }
 
   /// Of the last open_devices; dangling once the run has released it.
   SimQueue* queue = nullptr;
+
+ protected:
+  static tl::unexpected<Error> none() {
+    return fail(make_error(ErrorCode::unsupported, "track", "/sim/source", "it cannot be tracked"));
+  }
+  SimDisk& source() { return source_; }
 
  private:
   World& world_;

@@ -135,7 +135,16 @@ class Ferryd:
         finally:
             if self.process is not None:
                 self.kill()
+            self.remove_pins()
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def remove_pins(self):
+        """Trackers of runs that had not ended outlive every process; with their state directory they are nobody's."""
+        try:
+            name = (self.state_dir / "tracker-id").read_text()
+        except OSError:
+            return
+        shutil.rmtree(Path("/sys/fs/bpf/blockferry", name), ignore_errors=True)
 
     def stderr(self):
         return self.log.read_text(errors="replace")

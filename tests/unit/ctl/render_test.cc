@@ -150,10 +150,11 @@ TEST(Check, without_refusals_says_so) {
 TEST(Devices, show_use_and_tracker) {
   const auto lines = lines_of(render_devices(json::parse(R"([
     {"path": "/dev/sda", "bytes": 1073741824, "logical_block_bytes": 4096, "mounts": ["/"], "holders": ["dm-0"],
-     "content": "ext4", "identity": "serial-1", "tracker": null},
+     "content": "ext4", "identity": "serial-1", "tracker": null, "tracker_missing": "it is held by dm-0"},
     {"path": "/dev/sdb", "bytes": 0, "logical_block_bytes": 512, "mounts": [], "holders": [], "content": "",
      "identity": null, "tracker": "checksum"}])")));
-  ASSERT_EQ(lines.size(), 3u);
+  ASSERT_EQ(lines.size(), 4u);
+  EXPECT_EQ(lines[3], "/dev/sda cannot be moved while in use: it is held by dm-0");
   for (const char* part : {"/dev/sda", "1.0 GiB", "4096", "ext4", "/, dm-0", "none", "serial-1"})
     EXPECT_NE(lines[1].find(part), std::string::npos) << part;
   EXPECT_NE(lines[2].find("checksum"), std::string::npos);

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+// Live runs of the production code on a simulated machine (sim_kernel.h), whose application writes all the
+// while.
+//
+// Oracles. At the cutover: nothing is on its way. In the end: each target holds what the source held at that
+// moment. After every end of a process: a granule that durable state calls clean holds what its record says,
+// or the tracker that outlived the process still covers it.
+//
+// A failure prints the seed; BLOCKFERRY_SEED=N runs one seed alone, BLOCKFERRY_SIM_SEEDS=N that many.
+#include <cstdlib>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include "blockio/base/check.h"
+#include "blockio/base/checksum.h"
+#include "daemon/run_core.h"
+#include "tests/sim/sim_kernel.h"
+
+namespace blockferry::sim {
+namespace {
+
+constexpr std::uint64_t granule = 4096;
+constexpr unsigned steps_max = 300000, lives_max = 200;
+
+std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
+  const char* text = std::getenv(variable);
+  return text != nullptr ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+class LiveJourney {
+ public:
+  LiveJourney(std::uint64_t seed, std::uint64_t granules, std::size_t target_count)
+      : seed_(seed),
+        world_(seed),
+        state_(world_),
+        source_("/sim/source", std::size_t(granules * granule)),
+        kernel_(world_, source_, granule) {
+    for (auto& byte : source_.bytes.current) byte = std::byte(world_.random());
+    source_.bytes.write(0, source_.bytes.current);
+    source_.bytes.flush();
+    for (std::size_t i = 0; i < target_count; ++i) {
+      targets_.push_back(
+          std::make_unique<SimDisk>("/sim/target" + std::to_string(i), source_.bytes.current.size()));
+    }
+    make_record();
+    world_.on_step = [this] { kernel_.tick(); };
+  }
+
+  World& world() { return world_; }
+  SimKernel& kernel() { return kernel_; }
+  RunRecord& record() { return record_; }
+  RunRequest& request() { return record_.status.request; }
+  void save() { static_cast<void>(save_record(state_, record_)); }
+
+  /// One process: until the run ends or the world's crash_at. True: it ended by itself.
+  bool live(CrashMode mode) {
+    std::vector<SimDisk*> targets;
+    for (auto& target : targets_) targets.push_back(target.get());
+    SimLiveEnvironment environment(world_, kernel_, state_, source_, targets);
+    auto core = std::make_unique<RunCore>(record_, environment, limits_);
+    try {
+      core->start();
+      for (unsigned i = 0; !core->finished(); ++i) {
+        BLOCKFERRY_CHECK(i < steps_max, to_json(core->status()).dump().c_str());  // the run does not end
+        if (i > steps_max / 10) kernel_.write_chance = 0.001;  // whoever writes so much falls quiet some day
+        interfere(*core);
+        core->step(std::chrono::milliseconds(1));
+      }
+      record_ = core->record();
+      return true;
+    } catch (const Crash&) {
+      world_.crash_at = 0;
+      environment.end();
+      if (environment.queue != nullptr && core->volume() != nullptr) environment.queue->abandon(mode);
+      core.reset();
+      crash(mode);
+      return false;
+    }
+  }
+
+  void finish() {
+    for (unsigned lives = 0; lives < lives_max; ++lives) {
+      if (live(CrashMode::kill)) return;
+    }
+    FAIL() << "too many lives; seed " << seed_;
+  }
+
+  void expect_targets_as_at_cutover(const std::string& when) {
+    ASSERT_EQ(record_.status.state, RunState::completed)
+        << when << ", seed " << seed_ << ": " << to_json(record_.status).dump();
+    ASSERT_TRUE(kernel_.at_cutover) << when << ", seed " << seed_ << ": it completed without a cutover";
+    EXPECT_TRUE(kernel_.drained_at_cutover) << when << ", seed " << seed_ << ": writes were on their way";
+    EXPECT_EQ(record_.status.granules_mismatched, 0u) << when << ", seed " << seed_;
+    for (auto& target : targets_) {
+      target->bytes.lose_power(world_.random);  // completed means durable
+      ASSERT_EQ(target->bytes.current, *kernel_.at_cutover)
+          << target->name << " " << when << ", seed " << seed_;
+    }
+  }
+
+  /// As the daemon asks for it, of a run that keeps tracking.
+  void sync_again() {
+    record_.phase = RunPhase::copying;
+    record_.suspect = record_.cut_over = false;
+    record_.cursor = 0;
+    record_.status.passes.push_back({PassKind::incremental, 0, 0, 0});
+    record_.status.state = RunState::queued;
+    kernel_.at_cutover.reset();
+    kernel_.handed_over = false;
+    save();
+  }
+
+  bool people = false;     ///< pause, resume and rehearse
+  bool lose_pins = false;  ///< now and then a kill takes the tracker along
+
+ private:
+  void make_record() {
+    RunStatus& status = record_.status;
+    status.id = "simrun";
+    status.mode = "hybrid";
+    status.tracker = "ebpf";
+    status.request.source = status.source_uri = source_.name;
+    status.source_bytes = status.bytes_total = source_.bytes.current.size();
+    status.granule_bytes = granule;
+    status.request.io_size_bytes = granule * (1 + world_.below(4));
+    status.request.queue_depth = unsigned(1 + world_.below(4));
+    for (const auto& target : targets_) {
+      status.request.targets.push_back(target->name);
+      status.targets.push_back({target->name, 0, "", std::nullopt});
+    }
+    status.passes.push_back({PassKind::full, 0, 0, 0});
+    record_.target_lags.resize(targets_.size());
+    record_.target_stamps.resize(targets_.size());
+    record_.volume_id = "simvolume";
+    limits_.checkpoint_interval = std::chrono::microseconds(500 + world_.below(3000));
+    save();
+  }
+
+  void interfere(RunCore& core) {
+    if (people && world_.chance(0.01)) core.pause();
+    if (core.idle() || (people && world_.chance(0.1))) core.resume();
+    if (people && world_.chance(0.005)) core.ask_for_cutover(true);
+    const bool waits = core.status().state == RunState::tracking;
+    if (waits && world_.chance(0.1)) core.ask_for_cutover(false);
+  }
+
+  void crash(CrashMode mode) {
+    kernel_.process_ended();
+    if (mode == CrashMode::power) {
+      state_.lose_power();
+      kernel_.power_cut();
+      for (auto& target : targets_) target->bytes.lose_power(world_.random);
+    }
+    check_what_is_left(mode == CrashMode::power ? "after a power cut" : "after a kill");
+    if (lose_pins && world_.chance(0.2)) kernel_.attached = false;
+  }
+
+  void check_what_is_left(const std::string& when) {
+    auto record = load_record(state_, "simrun");
+    ASSERT_TRUE(record) << when << ", seed " << seed_ << ": " << record.error().message();
+    record_ = std::move(*record);
+    if (record_.bitmap_generation == 0) return;
+    const bool tracked = record_.tracked && kernel_.attached;
+    if (record_.final_pass_begun && !tracked) return;  // nothing is called clean
+    const VolumeGeometry geometry{source_.bytes.current.size(), granule};
+    auto volume = VolumeState::open(state_, record_.volume_id, geometry, record_.bitmap_generation);
+    ASSERT_TRUE(volume) << when << ", seed " << seed_ << ": " << volume.error().message();
+    for (std::uint64_t at = 0; at < geometry.granule_count(); ++at) {
+      if ((*volume)->dirty().test(at) || (tracked && kernel_.covers(at))) continue;
+      std::uint64_t recorded = 0;
+      ASSERT_TRUE((*volume)->checksums().read(at, std::span(&recorded, 1)));
+      const ByteRange bytes = geometry.bytes_of({at, 1});
+      for (std::size_t i = 0; i < targets_.size(); ++i) {
+        if (record_.target_lags[i]) continue;
+        const auto content = std::span(targets_[i]->bytes.current).subspan(bytes.offset, bytes.bytes);
+        ASSERT_EQ(crc64(content), recorded)
+            << "granule " << at << " of " << targets_[i]->name << " is called synced, but is not; " << when
+            << ", seed " << seed_ << (tracked ? ", tracked, " : ", not tracked, ")
+            << (record_.final_pass_begun ? "final pass begun, " : "") << to_json(record_.status).dump();
+      }
+    }
+  }
+
+  const std::uint64_t seed_;
+  World world_;
+  SimStateDirectory state_;
+  SimDisk source_;
+  SimKernel kernel_;
+  std::vector<std::unique_ptr<SimDisk>> targets_;
+  RunRecord record_;
+  RunLimits limits_;
+};
+
+TEST(LiveSimulation, EveryCrashPoint) {
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const RunKind kind : {RunKind::clone, RunKind::migrate}) {
+      const auto prepare = [&](LiveJourney& journey) {
+        journey.request().kind = kind;
+        journey.save();
+      };
+      LiveJourney whole(seed, 16, 1);
+      prepare(whole);
+      const std::uint64_t first = whole.world().steps;
+      whole.finish();
+      whole.expect_targets_as_at_cutover("without a crash");
+      const std::uint64_t steps = whole.world().steps;
+      ASSERT_GT(steps, first + 40) << "hardly anything happened";
+      for (std::uint64_t at = first + 1; at <= steps; ++at) {
+        for (const CrashMode mode : {CrashMode::kill, CrashMode::power}) {
+          SCOPED_TRACE("seed " + std::to_string(seed) + ", crash before step " + std::to_string(at) +
+                       (mode == CrashMode::power ? ", power" : ", kill"));
+          LiveJourney journey(seed, 16, 1);
+          prepare(journey);
+          journey.world().crash_at = at;
+          journey.live(mode);
+          if (HasFatalFailure()) return;
+          journey.finish();
+          journey.expect_targets_as_at_cutover("after the crash");
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+/// Everything at once, by chance.
+TEST(LiveSimulation, RandomJourneys) {
+  const std::uint64_t only = number_from("BLOCKFERRY_SEED", 0);
+  const std::uint64_t seeds = only != 0 ? 1 : number_from("BLOCKFERRY_SIM_SEEDS", 200);
+  unsigned scans = 0, crashes_seen = 0, syncs = 0, rolled_back = 0;
+  for (std::uint64_t i = 0; i < seeds; ++i) {
+    const std::uint64_t seed = only != 0 ? only : 5000 + i;
+    SCOPED_TRACE("to see it again: BLOCKFERRY_SEED=" + std::to_string(seed) +
+                 " live_simulation_test --gtest_filter=LiveSimulation.RandomJourneys");
+    std::mt19937_64 plan(seed);
+    LiveJourney journey(seed, 8 + plan() % 60, 1 + plan() % 2);
+    journey.people = plan() % 3 == 0;
+    journey.lose_pins = plan() % 4 == 0;
+    journey.kernel().misses = plan() % 4 == 0;
+    journey.kernel().expires = plan() % 4 == 0;
+    journey.kernel().write_chance = 0.02 + 0.3 * double(plan() % 100) / 100;
+    RunRequest& request = journey.request();
+    request.kind = plan() % 3 == 0 ? RunKind::migrate : RunKind::clone;
+    if (plan() % 4 == 0) request.cutover_cmd = "true";
+    if (plan() % 4 == 0) request.cutover = CutoverChoice::manual;
+    request.keep = request.kind == RunKind::clone && plan() % 2 == 0;
+    // A run that does not know that its time is over tries until the limit.
+    request.max_freeze_ms = plan() % 5 == 0 ? 20 : journey.kernel().expires ? 200 : 10000;
+    request.max_passes = plan() % 5 == 0 ? 3 : 0;
+    journey.save();
+    for (unsigned pass = 0; pass < (request.keep ? 3u : 1u); ++pass) {
+      for (unsigned crashes = 0; crashes < 5; ++crashes) {
+        journey.world().crash_at = journey.world().steps + 1 + plan() % 400;
+        if (journey.live(plan() % 3 != 0 ? CrashMode::kill : CrashMode::power)) break;
+        ++crashes_seen;
+        if (HasFatalFailure()) return;
+        if (run_state_ended(journey.record().status.state)) break;
+      }
+      journey.world().crash_at = 0;
+      if (!run_state_ended(journey.record().status.state)) journey.finish();
+      const bool failed = journey.record().status.state == RunState::failed && journey.kernel().misses;
+      if (failed || journey.record().status.state == RunState::rolled_back) {
+        // Writes were missed too often, or the guard's time was over at the hand-over: in peace it must
+        // succeed.
+        rolled_back += failed ? 0 : 1;
+        journey.kernel().misses = false;
+        ASSERT_FALSE(journey.kernel().handed_over) << "seed " << seed;
+        journey.kernel().expires = false;
+        journey.request().max_freeze_ms = 10000;
+        journey.record().status.state = RunState::queued;
+        journey.finish();
+      }
+      journey.expect_targets_as_at_cutover("at the end of pass " + std::to_string(pass));
+      if (HasFatalFailure()) return;
+      for (const auto& each : journey.record().status.passes)
+        scans += each.kind == PassKind::checksum ? 1 : 0;
+      if (!journey.record().status.request.keep) break;
+      ++syncs;
+      journey.sync_again();
+    }
+  }
+  if (only != 0) return;
+  EXPECT_GT(scans, seeds / 20) << "trackers hardly ever missed anything";
+  EXPECT_GT(crashes_seen, seeds) << "hardly any crash came in time";
+  EXPECT_GT(syncs, seeds / 10);
+  EXPECT_GT(rolled_back, 0u);
+}
+
+}  // namespace
+}  // namespace blockferry::sim
