@@ -339,8 +339,12 @@ void RunCore::step(Nanoseconds timeout) {
     engine_->poll(timeout, results_);
   } else if (commit_ == nullptr && !phase_done_ && ending_ == Ending::none && !idle()) {
     // Nothing to wait for but the rate's allowance, the next pass, or nothing at all left of this phase.
-    if (resting() || (!limiter_.may_start(clock_.now()) && !quiesced()))
-      clock_.sleep_for(std::min<Nanoseconds>(timeout, std::chrono::milliseconds(2)));
+    constexpr Nanoseconds moment = std::chrono::milliseconds(2);
+    if (resting() && cutover_.stage == CutoverStage::none) {
+      clock_.sleep_for(std::min(timeout, std::max(moment, live_.rest_until - clock_.now())));
+    } else if (resting() || (!limiter_.may_start(clock_.now()) && !quiesced())) {
+      clock_.sleep_for(std::min(timeout, moment));
+    }
   }
   for (auto& result : results_) finished_job(result);
   continue_checkpoint(timeout);

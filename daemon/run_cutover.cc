@@ -21,6 +21,7 @@ namespace {
 
 constexpr unsigned catch_up_rounds_max = 6;
 constexpr unsigned expiries_max = 3;
+constexpr Nanoseconds rest_while_syncing = std::chrono::milliseconds(20);
 constexpr Nanoseconds drain_pause = std::chrono::microseconds(100);
 // A record that still stands when the device has been idle for so long is of a write whose end the kernel hid
 // (attack A).
@@ -60,7 +61,12 @@ void RunCore::begin_cutover() {
 
 /// A pass has ended before the source was quiesced: another one, or now.
 void RunCore::go_on_with_cutover(std::uint64_t dirty, std::uint64_t dirty_before) {
-  if (cutover_.stage == CutoverStage::syncing) return begin_pass(PassKind::incremental);
+  if (cutover_.stage == CutoverStage::syncing) {
+    // It may take its time: no use in a pass for every few writes.
+    live_.rest_until = clock_.now() + rest_while_syncing;
+    live_.resting = true;
+    return;
+  }
   ++cutover_.rounds;
   const bool shrinks = cutover_.rounds == 1 || double(dirty) < 0.7 * double(dirty_before);
   if (!saved_record_.final_pass_begun || (shrinks && dirty > 0 && cutover_.rounds < catch_up_rounds_max))

@@ -116,7 +116,8 @@ class FakeControl : public Control {
                                    {"holders", nlohmann::json::array()},
                                    {"content", "ext4"},
                                    {"in_use", true},
-                                   {"tracker", "checksum"}, {"tracker_missing", nullptr}}});
+                                   {"tracker", "checksum"},
+                                   {"tracker_missing", nullptr}}});
   }
   std::string metrics_text() override { return "# no metrics\n"; }
   Result<bool> run_settled(const std::string& run) override {
