@@ -156,6 +156,11 @@ std::string render_run(const json& run) {
                          " is asked for");
   }
   add("pause", pause_line(run));
+  const json& audit = object_of(run, "audit");
+  if (number_of(audit, "granules") > 0) {
+    add("audited", std::to_string(count_of(audit, "granules")) + " granules, " +
+                       std::to_string(count_of(audit, "misses")) + " written without the tracker's knowing");
+  }
   add("granule", size_text(run, "granule_bytes"));
   add("I/O", text_of(run, "io_engine"));
   add("restarts", std::to_string(count_of(run, "restarts")));

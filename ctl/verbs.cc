@@ -184,9 +184,11 @@ Result<json> rehearsed(const Session& session, const std::string& path, double p
   while (!interrupted() && system_clock().now() < give_up) {
     auto run = session.client.get(path);
     if (!run || number_of(*run, "downtime_ms") != pause_before) return run;
-    if (run_ended(*run) || !text_of(*run, "warning").empty()) {
+    if (const json& error = object_of(*run, "cutover_error"); !error.empty())
+      return fail(error_from_json(error));
+    if (run_ended(*run)) {
       return fail(make_error(ErrorCode::conflict, "rehearse the cutover of run", text_of(*run, "id"),
-                             run_ended(*run) ? "it has ended" : text_of(*run, "warning")));
+                             "it has ended"));
     }
     system_clock().sleep_for(between);
   }

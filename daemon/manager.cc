@@ -97,6 +97,7 @@ void Manager::keep() {
     take_back_finished();
     lock.lock();
     if (stopping_) return;
+    start_due_syncs();
     start_queued();
     changed_.wait_for(lock, std::chrono::milliseconds(500));
   }
@@ -115,6 +116,22 @@ bool Manager::fits(const RunRecord& record) const {
     memory += bytes_of(entry.record);
   }
   return running == 0 || (running < options_.runs_max && memory <= options_.memory_bytes_max);
+}
+
+/// --sync-every, counted from the end of the last one. A sync that fails is not tried again by itself.
+void Manager::start_due_syncs() {
+  const double now = system_clock().wall_seconds();
+  for (auto& [id, entry] : entries_) {
+    const RunStatus& status = entry.record.status;
+    const auto every_ms = status.request.sync_every_ms;
+    if (entry.active || entry.damaged || every_ms == 0 || status.state != RunState::completed) continue;
+    if (now - status.ended_at < double(every_ms) / 1000) continue;
+    if (auto asked = command_ended(entry, RunVerb::sync);
+        !asked && asked.error().code != ErrorCode::conflict) {
+      entry.record.status.state = RunState::failed;
+      entry.record.status.error = asked.error();
+    }
+  }
 }
 
 /// In the order in which they were asked for: a large one at the head is not overtaken for ever.

@@ -74,6 +74,7 @@ class Manager : public Control {
   void remove_orphans();
   void keep();
   void start_queued();
+  void start_due_syncs();
   void take_back_finished();
   bool fits(const RunRecord& record) const;
 

@@ -153,6 +153,8 @@ struct Metrics::Parts {
   Counter& verified = counter("blockferry_verified_bytes_total", "Bytes read back and compared.");
   Counter& mismatches =
       counter("blockferry_checksum_mismatches_total", "Granules whose content was not as recorded.");
+  Counter& audit_misses = counter("blockferry_audit_misses_total",
+                                  "Granules of live sources written without the tracker's knowing.");
   Counter& retries = counter("blockferry_io_retries_total", "Requests that were tried again.");
 
   prometheus::Family<Counter>& io_errors = counters("blockferry_io_errors_total", "Requests that failed.");
@@ -207,6 +209,10 @@ void Metrics::add_io(const CopyEngineStats& before, const CopyEngineStats& now) 
 void Metrics::add_verified(std::uint64_t bytes, std::uint64_t mismatches) {
   add(parts_->verified, 0, bytes);
   add(parts_->mismatches, 0, mismatches);
+}
+
+void Metrics::add_audit_misses(std::uint64_t granules) {
+  add(parts_->audit_misses, 0, granules);
 }
 
 void Metrics::add_pass(PassKind kind) {

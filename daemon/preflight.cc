@@ -124,8 +124,8 @@ void Preflight::check_options() {
   if (request_.tracker == TrackerChoice::qemu) refuse(source, "--tracker qemu needs a source in QEMU");
   if (!request_.handover.empty() && request_.handover != "fs" && request_.handover != "cmd")
     refuse(source, "--handover " + request_.handover + " is not built yet");
-  if (request_.sync_every_ms != 0)
-    refuse(source, "--sync-every is not built yet; run `ferryctl sync` by a timer");
+  if (request_.sync_every_ms != 0 && !request_.keep)
+    refuse(source, "--sync-every brings a run up to date that keeps tracking: give --keep too");
   if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none)
     refuse(source, "--mode incremental compares checksums: leave --tracker none out");
   if (!request_.resume_cmd.empty() && request_.quiesce_cmd.empty())
@@ -146,6 +146,7 @@ void Preflight::check_idle_options() {
   needs_live(!request_.quiesce_cmd.empty(), "--quiesce-cmd");
   needs_live(!request_.cutover_cmd.empty(), "--cutover-cmd");
   needs_live(!request_.handover.empty(), "--handover");
+  needs_live(request_.sync_every_ms != 0, "--sync-every");
 }
 
 /// False where nothing more can be said of it; the refusal stands then.

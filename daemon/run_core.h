@@ -10,7 +10,7 @@
 // A live run, whose source is in use, copies in passes and cuts over between copying and verifying.
 //
 // Files: run_core.cc (start and end), run_phases.cc, run_data_path.cc (what is read and written, top to
-// bottom), run_live.cc (passes), run_cutover.cc, run_checkpoint.cc (what is durable, and when),
+// bottom), run_live.cc (passes), run_cutover.cc, run_audit.cc, run_checkpoint.cc (what is durable, and when),
 // run_progress.cc (what is published).
 #pragma once
 
@@ -147,6 +147,12 @@ class RunCore {
   bool resting();
   void end_tracking();
 
+  // run_audit.cc
+  void start_audit();
+  void audit_more();
+  void finished_audit(const JobResult& result);
+  void judge_suspects();
+
   // run_cutover.cc
   bool hands_over() const;
   bool quiesced() const;
@@ -230,6 +236,7 @@ class RunCore {
     TrackerLosses lost;       ///< as last gathered
     bool unreleased = false;  ///< marks were gathered since the last commit began
     bool releasing = false;   ///< the commit under way holds them
+    bool missed = false;      ///< the audit found a write that the tracker does not know of
     bool resting = false;     ///< between two passes, while the user decides
     bool cutover_asked = false, rehearsal_asked = false, verified_ahead = false;
     unsigned passes = 0, losses_in_a_row = 0, expiries = 0;
@@ -241,6 +248,13 @@ class RunCore {
     std::optional<Error> cutover_refused;
     std::string note;  ///< for the user: why nothing comes to an end
   } live_;
+
+  /// run_audit.cc
+  struct {
+    std::uint64_t next = 0;               ///< the granule to be looked at
+    std::vector<std::uint64_t> suspects;  ///< differ from their records; the next gathering tells why
+    RateLimiter limiter;
+  } audit_;
 
   /// run_cutover.cc. From `freezing` on the source is quiesced, or may be.
   enum class CutoverStage : std::uint8_t {

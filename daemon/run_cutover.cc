@@ -174,7 +174,7 @@ void RunCore::copy_last() {
   const std::uint64_t standing = standing_granules();
   gather();
   if (ending_ != Ending::none) return;
-  if (live_.lost.any()) {
+  if (live_.lost.any() || live_.missed) {
     return let_go(make_error(ErrorCode::busy, "cut over", record_.status.source_uri,
                              "writes were missed; everything is compared first"));
   }

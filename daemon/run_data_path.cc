@@ -18,7 +18,8 @@ constexpr std::size_t bad_ranges_max = 65536;  // beyond it the source is not wo
 }  // namespace
 
 void RunCore::start_work() {
-  if (winding_down() || phase_done_ || resting()) return;
+  if (winding_down() || phase_done_) return;
+  if (resting()) return audit_more();
   switch (record_.phase) {
     case RunPhase::collecting:
       return collect_more();
@@ -169,6 +170,7 @@ bool RunCore::verify_hole() {
 // Results.
 
 void RunCore::finished_job(JobResult& result) {
+  if (record_.phase == RunPhase::copying && result.kind == JobKind::checksum) return finished_audit(result);
   const GranuleRange range = volume_->geometry().granules_of(result.range);
   work_done_ += result.range.bytes;
   switch (record_.phase) {

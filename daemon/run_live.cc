@@ -53,6 +53,7 @@ Result<void> RunCore::renew_tracker() {
   if (!attached) return fail(attached.error());
   live_.tracker = std::move(*attached);
   live_.gathered_at = clock_.now();
+  audit_.suspects.clear();
   if (record_.final_pass_begun) {
     volume_->dirty().set_all();
     volume_->note_collected(0, volume_->geometry().granule_count());
@@ -85,6 +86,7 @@ bool RunCore::gather() {
     fail_run(done.error());
     return false;
   }
+  judge_suspects();
   volume_->note_collected(0, volume_->geometry().granule_count());
   live_.unreleased = true;
   live_.lost = live_.tracker->losses();
@@ -101,7 +103,7 @@ void RunCore::end_live_pass() {
   measure_pass();
   const bool found = gather();
   if (ending_ != Ending::none) return;
-  if (!found && volume_->copied_ranges() == 0 && !live_.lost.any() &&
+  if (!found && volume_->copied_ranges() == 0 && !live_.lost.any() && !live_.missed &&
       saved_record_.final_pass_begun == record_.final_pass_begun && saved_record_.bitmap_generation > 0)
     return live_pass_finished();
   phase_done_ = true;
@@ -142,7 +144,7 @@ bool RunCore::must_verify_ahead() const {
 void RunCore::live_pass_finished() {
   phase_done_ = false;
   quiet_checkpoint_ = false;
-  if (live_.lost.any()) return after_losses();
+  if (live_.lost.any() || live_.missed) return after_losses();
   live_.losses_in_a_row = 0;
   ++live_.passes;
   const std::uint64_t dirty = volume_->dirty().count();
@@ -169,6 +171,7 @@ void RunCore::after_losses() {
                    "is less load"));
   }
   abandon_cutover();
+  live_.missed = false;
   if (auto done = renew_tracker(); !done) return fail_run(done.error());
   begin_pass(PassKind::checksum);
   enter_collecting(PassKind::checksum);
@@ -181,6 +184,10 @@ void RunCore::note_convergence(std::uint64_t dirty) {
     live_.note = "no cutover: " + live_.cutover_refused->message() + "; `ferryctl cutover " +
                  record_.status.id + "` tries again";
     return;
+  }
+  if (record_.status.audit_misses > 0) {
+    live_.note = "the audit found " + std::to_string(record_.status.audit_misses) +
+                 " granules that were written without the tracker's knowing; everything was compared again";
   }
   if (converged() || live_.passes < 3 || double(dirty) < 0.9 * double(live_.dirty_before)) return;
   const RunStatus& status = record_.status;
@@ -210,7 +217,7 @@ void RunCore::end_tracking() {
 void RunCore::ask_for_cutover(bool rehearsal) {
   (rehearsal ? live_.rehearsal_asked : live_.cutover_asked) = true;
   live_.cutover_refused.reset();
-  quiet_checkpoint_ = false;
+  record_.status.cutover_error.reset();
 }
 
 void RunCore::set_max_downtime(std::uint64_t milliseconds) {

@@ -35,6 +35,7 @@ void RunCore::choose_first_phase() {
 void RunCore::choose_first_live_phase() {
   if (record_.cut_over) return record_.status.request.verify ? resume_verifying() : end(Ending::completed);
   if (volume_->dirty().count() == volume_->geometry().granule_count()) record_.suspect = false;
+  start_audit();
   live_.pass_began = clock_.now();
   live_.copied_before = record_.status.bytes_copied;
   const bool scanned = record_.phase == RunPhase::collecting;

@@ -105,8 +105,8 @@ void RunCore::update_estimate() {
   const std::uint64_t left = work_left();
   const double all = double(work_done_) + double(left);
   status.progress = all > 0 ? double(work_done_) / all : 1;
-  if (record_.paused) {
-    status.throughput_bytes_per_second = 0;
+  if (record_.paused) status.throughput_bytes_per_second = 0;
+  if (record_.paused || live_.resting) {  // until the user decides
     status.eta_seconds.reset();
     return;
   }
@@ -123,6 +123,7 @@ void RunCore::update_estimate() {
 void RunCore::watch_for_stalls() {
   RunStatus& status = record_.status;
   status.warning = live_.note;
+  status.cutover_error = live_.cutover_refused;
   const auto oldest = engine_->oldest_request();
   if (!oldest || oldest->age < limits_.stall_warning) return;
   static constexpr const char* names[] = {"read", "write", "zero", "flush"};

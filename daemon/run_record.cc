@@ -126,6 +126,8 @@ json body_of(const RunRecord& record) {
       {"granules_verified", status.granules_verified},
       {"granules_mismatched", status.granules_mismatched},
       {"verify_ran", status.verify_ran},
+      {"audited_granules", status.audited_granules},
+      {"audit_misses", status.audit_misses},
       {"bad_ranges", ranges_to_json(status.bad_ranges)},
       {"restarts", status.restarts},
       {"io_engine", status.io_engine},
@@ -175,6 +177,8 @@ void read_progress(const json& body, RunStatus& status) {
   status.granules_verified = body.at("granules_verified").get<std::uint64_t>();
   status.granules_mismatched = body.at("granules_mismatched").get<std::uint64_t>();
   status.verify_ran = body.at("verify_ran").get<bool>();
+  status.audited_granules = body.value("audited_granules", std::uint64_t(0));
+  status.audit_misses = body.value("audit_misses", std::uint64_t(0));
   for (const auto& item : body.at("bad_ranges")) {
     status.bad_ranges.push_back(
         {item.at("offset").get<std::uint64_t>(), item.at("bytes").get<std::uint64_t>()});

@@ -86,7 +86,10 @@ struct RunStatus {
   std::uint64_t granules_verified = 0;
   std::uint64_t granules_mismatched = 0;
   bool verify_ran = false;
+  std::optional<Error> cutover_error;  ///< why the last cutover or rehearsal came to nothing; the run goes on
   std::uint64_t granules_dirty = 0;
+  std::uint64_t audited_granules = 0;  ///< of a live source: read again between passes
+  std::uint64_t audit_misses = 0;      ///< of those, written without the tracker's knowing
   std::vector<ByteRange> bad_ranges;
   std::uint64_t restarts = 0;  ///< how often the run was taken up again by a new process
   std::optional<Error> error;

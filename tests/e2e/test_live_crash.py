@@ -163,6 +163,26 @@ def test_a_tracker_that_misses_something_meanwhile(ferryd, volumes):
     volume.check_target()
 
 
+def test_the_audit_finds_a_write_that_nobody_told_of(ferryd, volumes):
+    """The backing file of the loop device is written: no tracker of the device can know."""
+    size = 64 * MiB
+    volume = LiveVolume(volumes, "loop512", "ext4", size=size)
+    name = start(ferryd, volume)
+    ferryd.wait_state(name, "tracking")
+    with open(f"/sys/block/{os.path.basename(volume.device)}/loop/backing_file") as file:
+        backing = file.read().strip()
+    with open(backing, "r+b") as file:
+        file.seek(size - 8 * MiB)  # where nothing is yet
+        file.write(b"behind the tracker's back")
+    shown = ferryd.wait_for(name, lambda shown: shown["audit"]["misses"] > 0)
+    assert shown["audit"]["misses"] == 1
+    shown = ferryd.wait_for(name, lambda shown: "checksum" in kinds_of(shown) and shown["warning"])
+    assert "audit" in shown["warning"]
+    ask_for_cutover(ferryd, name).join(30)
+    ferryd.wait_end(name)  # by then source and target are the same
+    volume.check_target()
+
+
 def test_pins_go_with_the_run_and_not_with_anothers(ferryds, volumes):
     one, other = ferryds(), ferryds()
     volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)

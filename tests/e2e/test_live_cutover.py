@@ -225,6 +225,21 @@ def test_pause_resume_and_cancel_while_tracking(ferryd, ext4):
     ext4.check_target()
 
 
+def test_a_kept_run_synchronizes_by_itself(ferryd, ext4, volumes):
+    shown = ferryd.clone(ext4.source, ext4.target, options=["--keep", "--sync-every", "1s", "--name", "kept"])
+    first = shown["ended_at"]
+    content = volumes.data(MiB)
+    (ext4.mount / "late").write_bytes(content)
+    os.sync()
+    shown = ferryd.wait_for("kept", lambda shown: shown["state"] == "completed" and shown["ended_at"] > first + 1.5)
+    assert "checksum" not in [each["kind"] for each in shown["passes"]], "it scanned"
+    ferryd.stop()
+    copy = volumes.mount(ext4.target, "ext4", "ro,noload")
+    assert (copy / "late").read_bytes() == content
+    run("umount", copy)
+    ferryd.start()
+
+
 def test_kept_runs_copy_only_what_changed(ferryd, ext4, volumes):
     shown = ferryd.clone(ext4.source, ext4.target, options=["--keep", "--name", "kept"])
     first = shown["bytes_copied"]

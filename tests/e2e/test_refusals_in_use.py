@@ -18,7 +18,7 @@ ANYHOW = ["--overwrite", "--force"]
 def filesystem(volumes, **options):
     need("mkfs.ext4")
     device = volumes.loop(SIZE, **options)
-    run("mkfs.ext4", "-q", device)
+    run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device)
     return device
 
 
@@ -28,7 +28,8 @@ def mounted(volumes):
     device = filesystem(volumes)
     where = volumes.mount(device)
     (where / "file").write_bytes(volumes.data(MiB))
-    run("sync", "--file-system", where)
+    for action in ("--freeze", "--unfreeze"):  # upon which the journal holds nothing back
+        run("fsfreeze", action, where)
     return device
 
 

@@ -69,6 +69,8 @@ void SimKernel::end(std::size_t index) {
   if (world_.chance(0.03)) return;                               // hidden: its record stands
   if (misses && world_.chance(0.01)) {
     ++losses.records_refused;
+  } else if (silent_miss) {
+    silent_miss = false;
   } else {
     mark(record->second);
   }

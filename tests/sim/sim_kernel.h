@@ -31,8 +31,9 @@ class SimKernel {
 
   // What happens.
   double write_chance = 0.2;
-  bool misses = false;   ///< writes are lost and counted, now and then
-  bool expires = false;  ///< the guard's time is over early, now and then
+  bool misses = false;       ///< writes are lost and counted, now and then
+  bool silent_miss = false;  ///< the next write's end is lost and not even counted
+  bool expires = false;      ///< the guard's time is over early, now and then
 
   // The tracker, if there is one.
   bool attached = false;

@@ -155,11 +155,14 @@ TEST(RunVerbs, a_rehearsal_tells_the_pause_that_it_measured) {
 }
 
 TEST(RunVerbs, a_rehearsal_that_could_not_be_is_an_error) {
-  FakeFerryd ferryd(in_turn({ok(fake_run("tracking")), ok(fake_run("tracking")),
-                             ok(fake_run("tracking", {{"warning", "no cutover: frozen by somebody"}}))}));
+  FakeFerryd ferryd(
+      in_turn({ok(fake_run("tracking")), ok(fake_run("tracking")),
+               ok(fake_run("tracking", {{"warning", "it does not converge"}})),
+               ok(fake_run("tracking", {{"cutover_error", fake_error("busy", "freeze", "/srv",
+                                                                     "frozen by somebody")["error"]}}))}));
   const auto outcome = ferryctl(ferryd, {"cutover", "--rehearse", "r"});
   EXPECT_EQ(outcome.status, 1);
-  EXPECT_NE(outcome.err.find("no cutover: frozen by somebody"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("frozen by somebody"), std::string::npos) << outcome.err;
 }
 
 TEST(SyncVerifyAndCutover, are_followed_to_their_end) {
