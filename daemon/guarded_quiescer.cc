@@ -30,6 +30,7 @@ namespace blockferry {
 namespace {
 
 constexpr auto answer_patience = std::chrono::seconds(45);  // beyond the limit: for the resume command
+constexpr Nanoseconds targets_patience = std::chrono::seconds(1);
 
 /// The volume's own number and its partitions', or its disk's.
 std::vector<dev_t> devices_of(const VolumeNode& source) {
@@ -92,6 +93,7 @@ std::string refused_mount(const Mount& mount, const QuiescerOptions& options) {
 QuiescerOptions quiescer_options_for(const RunRequest& request) {
   QuiescerOptions options;
   options.source = request.source;
+  options.targets = request.targets;
   options.quiesce_cmd = request.quiesce_cmd;
   options.resume_cmd = request.resume_cmd;
   options.cutover_cmd = request.cutover_cmd;
@@ -114,7 +116,12 @@ std::string quiescing_refused(const VolumeNode& source, const QuiescerOptions& o
     return "it is open for writing in " + use.writers.front() +
            ", which no filesystem can hold still: give a --quiesce-cmd and a --resume-cmd";
   }
-  const auto mounts = mounts_of(devices_of(source));
+  const auto devices = devices_of(source);
+  for (const dev_t device : devices) {
+    if (btrfs_members(device).size() > 1)
+      return "its btrfs lies on several devices, and one of them alone is no copy of it";
+  }
+  const auto mounts = mounts_of(devices);
   for (const auto& mount : mounts) {
     if (auto why = refused_mount(mount, options); !why.empty()) return why;
   }
@@ -140,7 +147,7 @@ class GuardedQuiescer : public Quiescer {
   Result<void> sync_ahead() override;
   Result<void> quiesce(Nanoseconds limit) override;
   Result<bool> release() override { return finish(GuardRequest::thaw); }
-  Result<bool> hand_over() override { return finish(GuardRequest::hand_over); }
+  Result<bool> hand_over() override;
   Nanoseconds quiesced_at() const override { return quiesced_at_; }
   Nanoseconds released_at() const override { return released_at_; }
   Nanoseconds command_time() const override { return command_time_; }
@@ -153,6 +160,7 @@ class GuardedQuiescer : public Quiescer {
   Result<GuardAnswer> ask(GuardRequest request, Nanoseconds patience);
   Error failure(const GuardAnswer& answer) const;
   void thaw_without_guard();
+  void wait_for_targets() const;
 
   const QuiescerOptions options_;
   std::vector<FileDescriptor> filesystems_;
@@ -334,6 +342,24 @@ Result<void> GuardedQuiescer::quiesce(Nanoseconds limit) {
     if (::fsync(node.get()) != 0) return fail(error_from_errno(errno, "flush", options_.source));
   }
   return {};
+}
+
+/// They have been closed, but the kernel gives up a file that a ring has flushed some moments after it has
+/// told of the flush, and until then nobody can mount it. Whoever else holds one: the command will say so.
+void GuardedQuiescer::wait_for_targets() const {
+  const Nanoseconds deadline = system_clock().now() + targets_patience;
+  for (const auto& target : options_.targets) {
+    while (system_clock().now() < deadline) {
+      const FileDescriptor fd(::open(target.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK));
+      if (fd.valid() || errno != EBUSY) break;
+      system_clock().sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+}
+
+Result<bool> GuardedQuiescer::hand_over() {
+  if (!options_.cutover_cmd.empty()) wait_for_targets();
+  return finish(GuardRequest::hand_over);
 }
 
 Result<bool> GuardedQuiescer::finish(GuardRequest::Kind kind) {

@@ -15,7 +15,8 @@
 namespace blockferry {
 
 struct QuiescerOptions {
-  std::string source;  ///< a block device
+  std::string source;                ///< a block device
+  std::vector<std::string> targets;  ///< the cutover command may use them
   std::string quiesce_cmd, resume_cmd, cutover_cmd;
   bool hands_over = false;               ///< migrate: hand_over() fences the filesystems
   std::string mark_directory;            ///< where a hand-over is marked; empty: none will be made

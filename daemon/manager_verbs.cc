@@ -303,7 +303,8 @@ Result<json> Manager::command(const std::string& run, RunVerb verb) {
   if (verb != RunVerb::verify) {
     RunRequest request = record.status.request;
     request.overwrite = true;
-    request.mode = RunMode::automatic;
+    // A live run stays one, also when nobody uses its source at the moment.
+    request.mode = record.status.tracker == "ebpf" ? RunMode::hybrid : RunMode::automatic;
     auto report = checked(request, id);
     if (!report) return fail(report.error());
     lock = std::unique_lock(mutex_, std::adopt_lock);

@@ -146,7 +146,7 @@ void Preflight::check_idle_options() {
   needs_live(!request_.quiesce_cmd.empty(), "--quiesce-cmd");
   needs_live(!request_.cutover_cmd.empty(), "--cutover-cmd");
   needs_live(!request_.handover.empty(), "--handover");
-  needs_live(request_.sync_every_ms != 0, "--sync-every");
+  needs_live(request_.keep && request_.sync_every_ms != 0, "--sync-every");
 }
 
 /// False where nothing more can be said of it; the refusal stands then.

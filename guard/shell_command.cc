@@ -2,6 +2,7 @@
 #include "guard/shell_command.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -22,18 +23,27 @@ namespace blockferry {
 
 namespace {
 
-constexpr std::size_t said_bytes_max = 150;
+constexpr std::size_t said_bytes_max = 250;
 
-/// One line of it.
-std::string last_words(int output) {
-  char text[4096];
+/// The beginning and the end, on one line: some programs say first what was wrong, and others last.
+std::string one_line_of(int output) {
   const off_t end = ::lseek(output, 0, SEEK_END);
-  const off_t from = std::max<off_t>(0, end - off_t(sizeof text));
-  const ssize_t length = ::pread(output, text, sizeof text, from);
-  std::string said(text, length > 0 ? std::size_t(length) : 0);
-  while (!said.empty() && said.back() == '\n') said.pop_back();
-  if (const auto line = said.rfind('\n'); line != std::string::npos) said.erase(0, line + 1);
-  if (said.size() > said_bytes_max) said.erase(0, said.size() - said_bytes_max);
+  std::string said(std::size_t(std::min<off_t>(end, off_t(said_bytes_max))), '\0');
+  const auto read_at = [&](off_t offset, std::size_t from) {
+    const ssize_t length = ::pread(output, said.data() + from, said.size() - from, offset);
+    said.resize(from + std::size_t(std::max<ssize_t>(length, 0)));
+  };
+  read_at(0, 0);
+  if (end > off_t(said_bytes_max)) {
+    const std::string_view gap = " ... ";
+    const std::size_t half = said_bytes_max / 2;
+    said.replace(half, gap.size(), gap);
+    read_at(end - off_t(said_bytes_max - half - gap.size()), half + gap.size());
+  }
+  while (!said.empty() && std::isspace(static_cast<unsigned char>(said.back())) != 0) said.pop_back();
+  std::replace_if(
+      said.begin(), said.end(), [](char each) { return std::iscntrl(static_cast<unsigned char>(each)) != 0; },
+      ' ');
   return said;
 }
 
@@ -93,7 +103,7 @@ CommandOutcome run_shell_command(const std::string& command_line, std::chrono::m
     }
   }
   if (!killed && WIFEXITED(status) && WEXITSTATUS(status) == 0) return {true, ""};
-  const std::string said = last_words(output.get());
+  const std::string said = one_line_of(output.get());
   return {false, how_it_ended(status, killed) + (said.empty() ? "" : ": " + said)};
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.ferryd import ENDED
 from harness.live import COMPARE, LiveVolume, Loaded, Probe
-from harness.volumes import MiB, run
+from harness.volumes import MiB, need, run
 from harness.waiting import TIME_SCALE, wait_until
 
 
@@ -166,6 +166,16 @@ def test_a_device_mounted_twice_and_elsewhere(ferryd, volumes, ext4):
     ext4.check_target()
 
 
+def test_one_device_of_several_of_a_btrfs_is_refused(ferryd, volumes):
+    need("mkfs.btrfs")
+    devices = [volumes.loop(128 * MiB) for _ in range(2)]
+    run("mkfs.btrfs", "--quiet", *devices)
+    volumes.mount(devices[0], "btrfs")
+    for device in devices:
+        result = ferryd.ctl("clone", device, volumes.loop(128 * MiB), expect=4)
+        assert "several devices" in result.stderr
+
+
 def test_a_filesystem_that_somebody_else_has_frozen_stays_frozen(ferryd, ext4):
     run("fsfreeze", "--freeze", ext4.mount)
     try:
@@ -238,6 +248,16 @@ def test_a_kept_run_synchronizes_by_itself(ferryd, ext4, volumes):
     assert (copy / "late").read_bytes() == content
     run("umount", copy)
     ferryd.start()
+
+
+def test_a_kept_run_of_a_source_that_is_idle_by_now(ferryd, ext4, volumes):
+    ferryd.clone(ext4.source, ext4.target, options=["--keep", "--name", "kept"])
+    (ext4.mount / "late").write_text("before it was unmounted")
+    run("umount", ext4.mount)
+    shown = ferryd.ctl("sync", "kept", "--json").json
+    assert "checksum" not in [each["kind"] for each in shown["passes"]], "it scanned"
+    copy = volumes.mount(ext4.target, "ext4", "ro,noload")
+    assert (copy / "late").read_text() == "before it was unmounted"
 
 
 def test_kept_runs_copy_only_what_changed(ferryd, ext4, volumes):
