@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ctl/follow.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include <nlohmann/json.hpp>
@@ -35,26 +36,33 @@ class Display {
   Display(const Display&) = delete;
   Display& operator=(const Display&) = delete;
 
-  void show(const json& run) {
-    if (output_ == FollowOutput::lines) return print_change(run);
-    if (output_ == FollowOutput::silent || run_ended(run)) return;
-    const bool paused = text_of(run, "state") == "paused";
-    const auto eta = eta_.update(system_clock().now(), has_number(run, "eta_seconds")
-                                                           ? std::optional(number_of(run, "eta_seconds"))
-                                                           : std::nullopt);
-    if (terminal_) {
-      draw(progress_lines(run, eta, style()));
-    } else {
-      // A pause needs the user, and is told of at once.
-      note(progress_text(run, eta), paused && !paused_);
+  void show(const std::vector<json>& runs) {
+    if (output_ == FollowOutput::lines) return print_changes(runs);
+    if (output_ == FollowOutput::silent) return;
+    std::vector<std::string> lines, texts;
+    bool paused = false;
+    etas_.resize(runs.size());
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const json& run = runs[i];
+      if (run_ended(run)) continue;
+      paused = paused || text_of(run, "state") == "paused";
+      const auto eta = etas_[i].update(
+          system_clock().now(),
+          has_number(run, "eta_seconds") ? std::optional(number_of(run, "eta_seconds")) : std::nullopt);
+      if (runs.size() > 1) lines.push_back(shortened(source_of(run), style().columns, unicode_));
+      for (auto& line : progress_lines(run, eta, style())) lines.push_back(std::move(line));
+      texts.push_back((runs.size() > 1 ? source_of(run) + ": " : "") + progress_text(run, eta));
     }
+    if (terminal_) draw(lines);
+    // A pause needs the user, and is told of at once.
+    if (!terminal_) note(texts, paused && !paused_);
     paused_ = paused;
   }
 
   void show_lost(const std::string& id) {
     const std::string text = "run " + id + ": ferryd does not answer; waiting for it to come back";
     if (terminal_) draw({shortened(text, style().columns, unicode_)});
-    if (output_ == FollowOutput::progress && !terminal_) note(text, !lost_);
+    if (output_ == FollowOutput::progress && !terminal_) note({text}, !lost_);
     lost_ = true;
   }
   void found_again() { lost_ = false; }
@@ -82,20 +90,25 @@ class Display {
     lines_drawn_ = lines.size();
   }
 
-  void note(const std::string& text, bool at_once) {
+  void note(const std::vector<std::string>& texts, bool at_once) {
     const Nanoseconds now = system_clock().now();
     if (!at_once && now < next_line_) return;
-    std::fprintf(stderr, "%s\n", text.c_str());
+    for (const auto& text : texts) std::fprintf(stderr, "%s\n", text.c_str());
     next_line_ = now + next_line_after_;
   }
 
-  void print_change(const json& run) {
-    std::string line = run.dump();
-    if (line == printed_) return;
-    std::puts(line.c_str());
-    std::fflush(stdout);
-    printed_ = std::move(line);
+  void print_changes(const std::vector<json>& runs) {
+    printed_.resize(runs.size());
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      std::string line = runs[i].dump();
+      if (line == printed_[i]) continue;
+      std::puts(line.c_str());
+      std::fflush(stdout);
+      printed_[i] = std::move(line);
+    }
   }
+
+  static std::string source_of(const json& run) { return text_of(object_of(run, "source"), "uri"); }
 
   const FollowOutput output_;
   const bool terminal_, unicode_;
@@ -103,8 +116,8 @@ class Display {
   Nanoseconds next_line_;
   std::size_t lines_drawn_ = 0;
   bool paused_ = false, lost_ = false;
-  SteadyEta eta_;
-  std::string printed_;
+  std::vector<SteadyEta> etas_;
+  std::vector<std::string> printed_;
 };
 
 }  // namespace
@@ -114,28 +127,45 @@ bool run_ended(const json& run) {
   return state == "completed" || state == "failed" || state == "cancelled" || state == "rolled-back";
 }
 
-Result<FollowEnd> follow_run(Client& client, json& run, FollowOutput output, const FollowPatience& patience) {
-  const std::string id = text_of(run, "id");
+/// Asks for one run after the other; at the first that goes on ferryd takes its time, so that all are asked
+/// for about as often. True: none goes on.
+Result<bool> look_again(Client& client, std::vector<json>& runs, int wait_ms) {
+  bool all_ended = true;
+  for (auto& run : runs) {
+    if (run_ended(run)) continue;
+    auto next = client.get("/runs/" + percent_encode(text_of(run, "id")) +
+                           "?wait_ms=" + std::to_string(all_ended ? wait_ms : 0));
+    if (!next) return fail(next.error());
+    run = std::move(*next);
+    all_ended = all_ended && run_ended(run);
+  }
+  return all_ended;
+}
+
+Result<FollowEnd> follow_runs(Client& client, std::vector<json>& runs, FollowOutput output,
+                              const FollowPatience& patience) {
+  const std::string id = text_of(runs.front(), "id");
   Display display(output, patience);
-  display.show(run);
+  display.show(runs);
   bool lost = false;
   Nanoseconds lost_since{0};
   int wait = first_wait_ms;
-  while (!run_ended(run)) {
+  while (!std::all_of(runs.begin(), runs.end(), run_ended)) {
     if (interrupted()) return FollowEnd::detached;
-    auto next = client.get("/runs/" + percent_encode(id) + "?wait_ms=" + std::to_string(wait));
-    if (next) {
+    auto ended = look_again(client, runs, wait);
+    if (ended) {
       lost = false;
       display.found_again();
       wait = wait_ms;
-      run = std::move(*next);
-      display.show(run);
-      if (text_of(run, "state") == "paused") wait_for(-1, 0, paused_pause);
+      display.show(runs);
+      if (!*ended && std::any_of(runs.begin(), runs.end(),
+                                 [](const json& run) { return text_of(run, "state") == "paused"; }))
+        wait_for(-1, 0, paused_pause);
       continue;
     }
     if (interrupted()) return FollowEnd::detached;
     // busy: ferryd is stopping, or has too many connections for the moment.
-    Error error = next.error();
+    Error error = ended.error();
     if (error.code != ErrorCode::unreachable && error.code != ErrorCode::busy) return fail(error);
     const Nanoseconds now = system_clock().now();
     if (!lost) lost_since = now;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -29,10 +30,10 @@ struct FollowPatience {
   Nanoseconds next_line = std::chrono::seconds(5);
 };
 
-/// Until the run has ended or Ctrl-C, under an InterruptGuard of the caller's. `run` is the run's object as
-/// known so far, and in the end as last seen.
-Result<FollowEnd> follow_run(Client& client, nlohmann::json& run, FollowOutput output,
-                             const FollowPatience& patience = {});
+/// Until all these runs have ended or Ctrl-C, under an InterruptGuard of the caller's. `runs` are the runs'
+/// objects as known so far, and in the end as last seen.
+Result<FollowEnd> follow_runs(Client& client, std::vector<nlohmann::json>& runs, FollowOutput output,
+                              const FollowPatience& patience = {});
 
 bool run_ended(const nlohmann::json& run);
 

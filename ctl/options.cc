@@ -204,6 +204,27 @@ Result<void> check_words(const Command& command, const VerbInfo& info) {
   return {};
 }
 
+/// SRC=DST …: whoever has a volume with such a name gives it a link.
+bool are_pairs(const Command& command) {
+  return takes_volumes(command.verb) && !command.words.empty() &&
+         std::all_of(command.words.begin(), command.words.end(),
+                     [](const auto& word) { return word.find('=') != std::string::npos; });
+}
+
+Result<void> read_pairs(Command& command) {
+  for (const auto& word : command.words) {
+    const auto at = word.find('=');
+    if (at == 0 || at + 1 == word.size() || word.find('=', at + 1) != std::string::npos)
+      return fail(usage(info_of(command.verb).name, word, "SRC=DST is expected, for each of the volumes"));
+    command.pairs.push_back({absolute_path(word.substr(0, at)), absolute_path(word.substr(at + 1))});
+  }
+  if (command.pairs.size() > 1) return {};
+  command.request.source = command.pairs.front().source;
+  command.request.targets = {command.pairs.front().target};
+  command.pairs.clear();
+  return {};
+}
+
 Error unknown_option(Verb verb, const std::string& option, const options::options_description& known) {
   std::vector<std::string> names;
   for (const auto& each : known.options()) names.push_back("--" + each->long_name());
@@ -358,9 +379,13 @@ Result<Command> parse_command(const std::vector<std::string>& arguments) {
     return fail(done.error());
   }
   if (command.help) return command;
+  command.request.kind = command.verb == Verb::migrate ? RunKind::migrate : RunKind::clone;
+  if (are_pairs(command)) {
+    if (auto done = read_pairs(command); !done) return fail(done.error());
+    return command;
+  }
   if (auto done = check_words(command, *info); !done) return fail(done.error());
   if (!takes_volumes(command.verb)) return command;
-  command.request.kind = command.verb == Verb::migrate ? RunKind::migrate : RunKind::clone;
   command.request.source = absolute_path(command.words.front());
   for (std::size_t i = 1; i < command.words.size(); ++i)
     command.request.targets.push_back(absolute_path(command.words[i]));

@@ -35,6 +35,10 @@ enum class Verb : std::uint8_t {
   help
 };
 
+struct VolumePair {
+  std::string source, target;
+};
+
 struct Command {
   Verb verb = Verb::help;
   std::string socket_path;
@@ -42,6 +46,7 @@ struct Command {
   bool help = false;               ///< --help after a verb
   std::vector<std::string> words;  ///< what is neither verb nor option: volumes, a run
   RunRequest request;              ///< clone, migrate, check
+  std::vector<VolumePair> pairs;   ///< the same of several volumes, given as SRC=DST
   RunChange change;                ///< set
   bool detach = false;
   bool rehearse = false;

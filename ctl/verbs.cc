@@ -86,11 +86,17 @@ int report_end(const json& run, bool as_json) {
 
 // Runs that are followed.
 
-int report_detached(const json& run, bool as_json) {
-  const std::string id = text_of(run, "id");
+json one_or_all(const std::vector<json>& runs) {
+  return runs.size() == 1 ? runs.front() : json(runs);
+}
+
+int report_detached(const std::vector<json>& runs, bool as_json) {
   if (as_json) {
-    print_json(run);
-  } else {
+    print_json(one_or_all(runs));
+    return interrupted_status;
+  }
+  for (const auto& run : runs) {
+    const std::string id = text_of(run, "id");
     std::fprintf(stderr,
                  "detached; run %s goes on: `ferryctl watch %s` shows it, `ferryctl cancel %s` ends it\n",
                  id.c_str(), id.c_str(), id.c_str());
@@ -98,33 +104,53 @@ int report_detached(const json& run, bool as_json) {
   return interrupted_status;
 }
 
-/// A run that was just begun by `request`, to its end. Under a guard of the caller's.
-int follow_to_end(const Session& session, json run) {
+/// Runs that were just begun, to their end. Under a guard of the caller's.
+int follow_to_end(const Session& session, std::vector<json> runs) {
   const Command& command = session.command;
   if (command.detach) {
-    command.json ? print_json(run) : print(text_of(run, "id") + "\n");
+    if (command.json) print_json(one_or_all(runs));
+    for (const auto& run : runs) print(command.json ? "" : text_of(run, "id") + "\n");
     return 0;
   }
   const Nanoseconds begun = system_clock().now();
   const auto output = command.json ? FollowOutput::silent : FollowOutput::progress;
-  const auto end = follow_run(session.client, run, output, session.patience);
+  const auto end = follow_runs(session.client, runs, output, session.patience);
   if (!end) return report_error(end.error(), command.json);
-  if (*end == FollowEnd::detached) return report_detached(run, command.json);
-  if (command.json) {
-    print_json(run);
-  } else if (text_of(run, "state") == "completed") {
-    const double seconds = std::chrono::duration<double>(system_clock().now() - begun).count();
+  if (*end == FollowEnd::detached) return report_detached(runs, command.json);
+  if (command.json) print_json(one_or_all(runs));
+  const double seconds = std::chrono::duration<double>(system_clock().now() - begun).count();
+  for (const auto& run : runs) {
+    if (command.json || text_of(run, "state") != "completed") continue;
+    if (runs.size() > 1) print(text_of(object_of(run, "source"), "uri") + ": ");
     print((command.verb == Verb::verify ? verify_summary_line(run, seconds) : summary_line(run)) + "\n");
   }
-  return report_end(run, command.json);
+  // Of volumes that are cut over together the first tells what became of all; `show` has the rest.
+  for (const auto& run : runs) {
+    if (const int status = report_end(run, command.json); status != 0) return status;
+  }
+  return 0;
+}
+
+/// "volumes" in place of source and targets.
+json group_request(const Command& command) {
+  json request = to_json(command.request), volumes = json::array();
+  for (const auto& pair : command.pairs)
+    volumes.push_back({{"source", pair.source}, {"targets", json::array({pair.target})}});
+  request.erase("source");
+  request.erase("targets");
+  request["volumes"] = std::move(volumes);
+  return request;
 }
 
 int do_clone(const Session& session) {
+  const Command& command = session.command;
   // From here on, for Ctrl-C must not leave the user in doubt whether a run was begun.
   const InterruptGuard guard;
-  auto begun = session.client.request("POST", "/runs", to_json(session.command.request));
-  if (begun) return follow_to_end(session, std::move(*begun));
-  const int status = report_error(begun.error(), session.command.json);
+  auto begun = command.pairs.empty() ? session.client.request("POST", "/runs", to_json(command.request))
+                                     : session.client.request("POST", "/groups", group_request(command));
+  if (begun && command.pairs.empty()) return follow_to_end(session, {std::move(*begun)});
+  if (begun) return follow_to_end(session, begun->get<std::vector<json>>());
+  const int status = report_error(begun.error(), command.json);
   return interrupted() ? interrupted_status : status;
 }
 
@@ -134,7 +160,7 @@ int do_run_again(const Session& session) {
   const InterruptGuard guard;
   auto begun =
       session.client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr);
-  if (begun) return follow_to_end(session, std::move(*begun));
+  if (begun) return follow_to_end(session, {std::move(*begun)});
   const int status = report_run_error(session, begun.error());
   return interrupted() ? interrupted_status : status;
 }
@@ -145,11 +171,12 @@ int do_watch(const Session& session) {
   auto run = session.client.get(run_path(command.words[0]));
   if (!run) return report_run_error(session, run.error());
   const auto output = command.json ? FollowOutput::lines : FollowOutput::progress;
-  const auto end = follow_run(session.client, *run, output, session.patience);
+  std::vector<json> runs{std::move(*run)};
+  const auto end = follow_runs(session.client, runs, output, session.patience);
   if (!end) return report_error(end.error(), command.json);
-  if (*end == FollowEnd::detached) return command.json ? interrupted_status : report_detached(*run, false);
-  if (!command.json && text_of(*run, "state") == "completed") print(summary_line(*run) + "\n");
-  return report_end(*run, command.json);
+  if (*end == FollowEnd::detached) return command.json ? interrupted_status : report_detached(runs, false);
+  if (!command.json && text_of(runs[0], "state") == "completed") print(summary_line(runs[0]) + "\n");
+  return report_end(runs[0], command.json);
 }
 
 // Verbs that are answered at once.
@@ -209,11 +236,26 @@ int do_cutover(const Session& session) {
   return print_answer(session, rehearsed(session, path, number_of(*before, "downtime_ms")), pause_lines);
 }
 
+/// Volumes that are cut over together are checked one by one: each must be live.
 int do_check(const Session& session) {
-  auto report = session.client.request("POST", "/check", to_json(session.command.request));
-  if (!report) return report_error(report.error(), session.command.json);
-  session.command.json ? print_json(*report) : print(render_check(*report));
-  return report->value("ok", false) ? 0 : 4;
+  const Command& command = session.command;
+  std::vector<RunRequest> requests(std::max<std::size_t>(1, command.pairs.size()), command.request);
+  for (std::size_t i = 0; i < command.pairs.size(); ++i) {
+    requests[i].source = command.pairs[i].source;
+    requests[i].targets = {command.pairs[i].target};
+    requests[i].mode = RunMode::hybrid;
+  }
+  std::vector<json> reports;
+  bool ok = true;
+  for (const auto& request : requests) {
+    auto report = session.client.request("POST", "/check", to_json(request));
+    if (!report) return report_error(report.error(), command.json);
+    ok = ok && report->value("ok", false);
+    if (!command.json) print(render_check(*report));
+    reports.push_back(std::move(*report));
+  }
+  if (command.json) print_json(one_or_all(reports));
+  return ok ? 0 : 4;
 }
 
 int do_list(const Session& session) {
@@ -306,15 +348,17 @@ int run_command(const Command& command, const FollowPatience& patience) {
 
 const std::vector<VerbInfo>& verb_infos() {
   static const std::vector<VerbInfo> infos{
-      {Verb::clone, "clone", "SRC DST [DST…]",
+      {Verb::clone, "clone", "SRC DST [DST…] | SRC=DST …",
        "copy a volume to one or more others; shows progress until the end",
        "  ferryctl clone /dev/sdb /dev/sdc\n"
        "  ferryctl clone --rate 200M --name nightly /dev/sdb /srv/sdb.img\n"
        "  ferryctl clone --mode incremental /dev/sdb /srv/sdb.img\n",
        2, any, do_clone},
-      {Verb::migrate, "migrate", "SRC DST", "the same, and hand the volume over (live sources)",
+      {Verb::migrate, "migrate", "SRC DST | SRC=DST …",
+       "the same, and hand the volume over, or several at one moment (live sources)",
        "  ferryctl migrate /dev/vg/old /dev/sdc\n"
-       "  ferryctl migrate --cutover manual /dev/vg/old /dev/sdc\n",
+       "  ferryctl migrate --cutover manual /dev/vg/old /dev/sdc\n"
+       "  ferryctl migrate /dev/vg/data=/dev/sdc /dev/vg/log=/dev/sdd\n",
        2, 2, do_clone},
       {Verb::check, "check", "SRC DST [DST…]", "preflight alone: what would happen, what stands against it",
        "  ferryctl check /dev/sdb /dev/sdc\n  ferryctl check --mode incremental /dev/sdb /srv/sdb.img\n", 2,

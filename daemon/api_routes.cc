@@ -22,6 +22,7 @@ constexpr ApiRoute routes[] = {
     {"GET", "/v1/devices", "", ApiCall::list_devices, ApiPace::slow, 200, false},
     {"POST", "/v1/check", "", ApiCall::check, ApiPace::slow, 200, false},
     {"POST", "/v1/runs", "", ApiCall::create_run, ApiPace::slow, 201, false},
+    {"POST", "/v1/groups", "", ApiCall::create_group, ApiPace::slow, 201, false},
     {"GET", "/v1/runs", "", ApiCall::list_runs, ApiPace::quick, 200, false},
     {"GET", "/v1/runs/{id}", "wait_ms", ApiCall::show_run, ApiPace::quick, 200, false},
     {"PATCH", "/v1/runs/{id}", "", ApiCall::change_run, ApiPace::quick, 200, false},
@@ -137,7 +138,8 @@ std::optional<ApiResponse> take_query(std::string_view query, ApiRequest& reques
 }
 
 bool takes_body(ApiCall call) {
-  return call == ApiCall::check || call == ApiCall::create_run || call == ApiCall::change_run;
+  return call == ApiCall::check || call == ApiCall::create_run || call == ApiCall::create_group ||
+         call == ApiCall::change_run;
 }
 
 ApiResponse json_response(unsigned status, const json& value) {
@@ -166,6 +168,11 @@ Result<json> call_with_body(const ApiRequest& request, Control& control) {
     if (!change) return fail(change.error());
     return control.change_run(request.run, *change);
   }
+  if (request.route->call == ApiCall::create_group) {
+    const auto volumes = group_request_from_json(*body);
+    if (!volumes) return fail(volumes.error());
+    return control.create_group(*volumes);
+  }
   const auto wanted = run_request_from_json(*body);
   if (!wanted) return fail(wanted.error());
   return request.route->call == ApiCall::check ? control.check(*wanted) : control.create_run(*wanted);
@@ -189,6 +196,7 @@ ApiResponse dispatch(const ApiRequest& request, Control& control) {
       return to_response(status, control.list_devices());
     case ApiCall::check:
     case ApiCall::create_run:
+    case ApiCall::create_group:
     case ApiCall::change_run:
       return to_response(status, call_with_body(request, control));
     case ApiCall::show_run:

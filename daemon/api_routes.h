@@ -20,6 +20,7 @@ enum class ApiCall : std::uint8_t {
   openapi,
   check,
   create_run,
+  create_group,
   list_runs,
   show_run,
   change_run,

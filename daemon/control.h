@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -18,6 +19,8 @@ class Control {
   virtual ~Control() = default;
   /// Preflight, then queued: answers the run's object at once. `refused` when preflight stands against it.
   virtual Result<nlohmann::json> create_run(const RunRequest& request) = 0;
+  /// Volumes that are cut over together: a run for each, as an array; all are created, or none.
+  virtual Result<nlohmann::json> create_group(const std::vector<RunRequest>& requests) = 0;
   /// Preflight alone: {"ok", "refusals": [{"device", "message"}], "warnings": […], "references": […],
   /// "source": {…}, "targets": […], "mode", "tracker"}.
   virtual Result<nlohmann::json> check(const RunRequest& request) = 0;

@@ -25,8 +25,8 @@ std::uint64_t number_in(const std::string& file) {
 std::string live_missing(const VolumeNode& node, const std::string& path) {
   if (!live_tracking_missing().empty()) return live_tracking_missing();
   QuiescerOptions options;
-  options.source = path;
-  return quiescing_refused(node, options);
+  options.sources = {path};
+  return quiescing_refused(path, node, options);
 }
 
 nlohmann::json text_or_null(const std::string& text) {

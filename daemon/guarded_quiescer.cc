@@ -92,7 +92,7 @@ std::string refused_mount(const Mount& mount, const QuiescerOptions& options) {
 
 QuiescerOptions quiescer_options_for(const RunRequest& request) {
   QuiescerOptions options;
-  options.source = request.source;
+  options.sources = {request.source};
   options.targets = request.targets;
   options.quiesce_cmd = request.quiesce_cmd;
   options.resume_cmd = request.resume_cmd;
@@ -101,7 +101,8 @@ QuiescerOptions quiescer_options_for(const RunRequest& request) {
   return options;
 }
 
-std::string quiescing_refused(const VolumeNode& source, const QuiescerOptions& options) {
+std::string quiescing_refused(const std::string& path, const VolumeNode& source,
+                              const QuiescerOptions& options) {
   const VolumeUse below = use_below(source);
   if (below.may_be_written())
     return "what it lies on is " + below.reason() + ", where its writes are not seen; release that";
@@ -127,7 +128,7 @@ std::string quiescing_refused(const VolumeNode& source, const QuiescerOptions& o
   }
   if (const std::string swap = swap_file_on(mounts); !swap.empty())
     return "the swap file " + swap + " on it is written even while it is frozen: swapoff it";
-  if (mounts.empty() && held_exclusively(options.source))
+  if (mounts.empty() && held_exclusively(path))
     return "it is held by a program or the kernel in a way that cannot be looked into; release it";
   return "";
 }
@@ -136,6 +137,12 @@ namespace {
 
 Error cannot(const std::string& operation, const std::string& where, const std::string& why) {
   return make_error(ErrorCode::refused, operation, where, why);
+}
+
+std::string all_of(const std::vector<std::string>& sources) {
+  std::string text;
+  for (const auto& source : sources) text += (text.empty() ? "" : ", ") + source;
+  return text;
 }
 
 class GuardedQuiescer : public Quiescer {
@@ -150,11 +157,14 @@ class GuardedQuiescer : public Quiescer {
   Result<bool> hand_over() override;
   Nanoseconds quiesced_at() const override { return quiesced_at_; }
   Nanoseconds released_at() const override { return released_at_; }
+  bool handed_over() const override { return handed_over_; }
   Nanoseconds command_time() const override { return command_time_; }
 
  private:
+  Result<void> open_source(const std::string& path);
   Result<void> open_filesystems(const VolumeNode& source);
   Result<void> open_nodes(const VolumeNode& source);
+  Result<void> open_mark();
   Result<void> start_guard();
   Result<bool> finish(GuardRequest::Kind kind);
   Result<GuardAnswer> ask(GuardRequest request, Nanoseconds patience);
@@ -165,9 +175,11 @@ class GuardedQuiescer : public Quiescer {
   const QuiescerOptions options_;
   std::vector<FileDescriptor> filesystems_;
   std::vector<std::string> points_;
-  std::vector<FileDescriptor> nodes_;  ///< of the source and its partitions
+  std::set<dev_t> superblocks_;        ///< of filesystems_
+  std::vector<FileDescriptor> nodes_;  ///< of the sources and their partitions
   FileDescriptor mark_, socket_;
   pid_t guard_ = 0;
+  bool handed_over_ = false;
   Nanoseconds quiesced_at_{0}, released_at_{0}, command_time_{0};
 };
 
@@ -177,23 +189,30 @@ GuardedQuiescer::~GuardedQuiescer() {
 }
 
 Result<void> GuardedQuiescer::open() {
-  VolumeNode source;
-  if (!node_of_path(options_.source, source))
-    return fail(error_from_errno(errno, "look at", options_.source));
-  if (const std::string why = quiescing_refused(source, options_); !why.empty())
-    return fail(cannot("cut over", options_.source, why));
-  Result<void> done = open_nodes(source);
-  // With commands the filesystems are theirs: a descriptor of ours would keep them from being unmounted.
-  if (done && options_.quiesce_cmd.empty()) done = open_filesystems(source);
+  for (const auto& path : options_.sources) {
+    if (auto done = open_source(path); !done) return done;
+  }
+  Result<void> done = open_mark();
   if (done) done = start_guard();
   return done;
 }
 
+Result<void> GuardedQuiescer::open_source(const std::string& path) {
+  VolumeNode source;
+  if (!node_of_path(path, source)) return fail(error_from_errno(errno, "look at", path));
+  if (const std::string why = quiescing_refused(path, source, options_); !why.empty())
+    return fail(cannot("cut over", path, why));
+  Result<void> done = open_nodes(source);
+  // With commands the filesystems are theirs: a descriptor of ours would keep them from being unmounted.
+  if (done && options_.quiesce_cmd.empty()) done = open_filesystems(source);
+  return done;
+}
+
 Result<void> GuardedQuiescer::open_filesystems(const VolumeNode& source) {
-  std::set<dev_t> opened, missed;
+  std::set<dev_t> missed;
   std::string unreached;
   for (const auto& mount : mounts_of(devices_of(source))) {
-    if (opened.contains(mount.superblock)) continue;
+    if (superblocks_.contains(mount.superblock)) continue;
     FileDescriptor fd(::open(mount.reach.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     struct statx status {};
     // Another filesystem may be mounted over it.
@@ -203,12 +222,12 @@ Result<void> GuardedQuiescer::open_filesystems(const VolumeNode& source) {
       unreached = mount.point;
       continue;
     }
-    opened.insert(mount.superblock);
+    superblocks_.insert(mount.superblock);
     points_.push_back(mount.point);
     filesystems_.push_back(std::move(fd));
   }
   for (const dev_t superblock : missed) {
-    if (!opened.contains(superblock))
+    if (!superblocks_.contains(superblock))
       return fail(
           cannot("freeze", unreached, "another filesystem is mounted over it, so it cannot be reached"));
   }
@@ -222,6 +241,10 @@ Result<void> GuardedQuiescer::open_nodes(const VolumeNode& source) {
     if (!fd.valid()) return fail(error_from_errno(errno, "open", path));
     nodes_.push_back(std::move(fd));
   }
+  return {};
+}
+
+Result<void> GuardedQuiescer::open_mark() {
   mark_ = FileDescriptor(options_.mark_directory.empty()
                              ? ::open("/dev/null", O_RDONLY | O_CLOEXEC)
                              : ::open(options_.mark_directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -306,7 +329,8 @@ void GuardedQuiescer::thaw_without_guard() {
 }
 
 Error GuardedQuiescer::failure(const GuardAnswer& answer) const {
-  const std::string where = answer.filesystem < points_.size() ? points_[answer.filesystem] : options_.source;
+  const std::string sources = all_of(options_.sources);
+  const std::string where = answer.filesystem < points_.size() ? points_[answer.filesystem] : sources;
   switch (answer.step) {
     case GuardAnswer::freezing: {
       Error error = error_from_errno(answer.errno_value, "freeze", where);
@@ -314,10 +338,10 @@ Error GuardedQuiescer::failure(const GuardAnswer& answer) const {
       return error;
     }
     case GuardAnswer::quiesce_command:
-      return make_error(ErrorCode::conflict, "quiesce", options_.source,
+      return make_error(ErrorCode::conflict, "quiesce", sources,
                         std::string("the --quiesce-cmd ") + answer.detail);
     case GuardAnswer::cutover_command:
-      return make_error(ErrorCode::conflict, "cut over", options_.source,
+      return make_error(ErrorCode::conflict, "cut over", sources,
                         std::string("the --cutover-cmd ") + answer.detail);
     case GuardAnswer::marking:
       return error_from_errno(answer.errno_value, "mark the hand-over in", options_.mark_directory);
@@ -334,12 +358,12 @@ Result<void> GuardedQuiescer::quiesce(Nanoseconds limit) {
   if (!answer) return fail(answer.error());
   if (answer->kind == GuardAnswer::failed) return fail(failure(*answer));
   if (answer->kind != GuardAnswer::frozen) {
-    return fail(make_error(ErrorCode::busy, "quiesce", options_.source,
+    return fail(make_error(ErrorCode::busy, "quiesce", all_of(options_.sources),
                            "it took longer than --max-freeze allows, and was given up"));
   }
   quiesced_at_ = Nanoseconds(answer->at_ns);
   for (const auto& node : nodes_) {
-    if (::fsync(node.get()) != 0) return fail(error_from_errno(errno, "flush", options_.source));
+    if (::fsync(node.get()) != 0) return fail(error_from_errno(errno, "flush", all_of(options_.sources)));
   }
   return {};
 }
@@ -368,6 +392,7 @@ Result<bool> GuardedQuiescer::finish(GuardRequest::Kind kind) {
   released_at_ = Nanoseconds(answer->at_ns);
   command_time_ = Nanoseconds(answer->command_ns);
   if (answer->kind == GuardAnswer::failed) return fail(failure(*answer));
+  handed_over_ = kind == GuardRequest::hand_over && answer->kind == GuardAnswer::released;
   return answer->kind == GuardAnswer::released;
 }
 

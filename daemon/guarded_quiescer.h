@@ -15,7 +15,7 @@
 namespace blockferry {
 
 struct QuiescerOptions {
-  std::string source;                ///< a block device
+  std::vector<std::string> sources;  ///< block devices, quiesced as one
   std::vector<std::string> targets;  ///< the cutover command may use them
   std::string quiesce_cmd, resume_cmd, cutover_cmd;
   bool hands_over = false;               ///< migrate: hand_over() fences the filesystems
@@ -27,7 +27,8 @@ struct QuiescerOptions {
 QuiescerOptions quiescer_options_for(const RunRequest& request);
 
 /// What stands against quiescing this volume, now; empty: nothing. One line, what and what to do.
-std::string quiescing_refused(const VolumeNode& source, const QuiescerOptions& options);
+std::string quiescing_refused(const std::string& path, const VolumeNode& source,
+                              const QuiescerOptions& options);
 
 /// Opens the filesystems, and starts the guard. refused: see above.
 Result<std::unique_ptr<Quiescer>> make_guarded_quiescer(const QuiescerOptions& options);

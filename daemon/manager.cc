@@ -67,6 +67,7 @@ void Manager::remove_orphans() {
     const bool over = run_state_ended(status.state) && status.state != RunState::failed;
     if (!over || (status.request.keep && status.state == RunState::completed))
       tracked.insert(entry.record.volume_id);
+    if (!group_goes_on(status).empty()) tracked.insert(TrackerPins::group_name(entry.record));
   }
   pins_->remove_all_but(tracked);
   const auto names = state_.list();
@@ -120,18 +121,60 @@ bool Manager::fits(const RunRecord& record) const {
 
 /// --sync-every, counted from the end of the last one. A sync that fails is not tried again by itself.
 void Manager::start_due_syncs() {
-  const double now = system_clock().wall_seconds();
-  for (auto& [id, entry] : entries_) {
-    const RunStatus& status = entry.record.status;
-    const auto every_ms = status.request.sync_every_ms;
-    if (entry.active || entry.damaged || every_ms == 0 || status.state != RunState::completed) continue;
-    if (now - status.ended_at < double(every_ms) / 1000) continue;
+  const auto is_due = [this](const std::string& id) {
+    const auto at = entries_.find(id);
+    return at != entries_.end() && !at->second.active && sync_is_due(at->second.record.status);
+  };
+  std::set<std::string> due;
+  for (const auto& [id, entry] : entries_) {
+    const auto& group = entry.record.status.group;
+    if (!entry.damaged && is_due(id) && std::all_of(group.begin(), group.end(), is_due)) due.insert(id);
+  }
+  for (const auto& id : due) {
+    Entry& entry = entries_.at(id);
     if (auto asked = command_ended(entry, RunVerb::sync);
         !asked && asked.error().code != ErrorCode::conflict) {
       entry.record.status.state = RunState::failed;
       entry.record.status.error = asked.error();
     }
   }
+}
+
+bool Manager::sync_is_due(const RunStatus& status) const {
+  const auto every_ms = status.request.sync_every_ms;
+  return every_ms != 0 && status.state == RunState::completed &&
+         system_clock().wall_seconds() - status.ended_at >= double(every_ms) / 1000;
+}
+
+/// A run that is cut over together with this one and has not ended for good, this one included.
+std::string Manager::group_goes_on(const RunStatus& status) const {
+  for (const auto& id : status.group) {
+    const auto at = entries_.find(id);
+    if (at == entries_.end()) continue;
+    const RunState state = at->second.record.status.state;
+    if (at->second.active || !run_state_ended(state)) return id;
+  }
+  return "";
+}
+
+/// Null for a run that is cut over alone.
+Result<std::shared_ptr<CutoverGroup>> Manager::group_of(const Entry& entry) {
+  const auto& ids = entry.record.status.group;
+  if (ids.empty()) return nullptr;
+  auto& kept = groups_[ids.front()];
+  if (auto group = kept.lock()) return group;
+  std::vector<RunRecord> members;
+  for (const auto& id : ids) {
+    const auto at = entries_.find(id);
+    if (at == entries_.end() || at->second.damaged) {
+      return fail(make_error(ErrorCode::conflict, "take up", "run " + entry.record.status.id,
+                             "run " + id + ", which is cut over together with it, is gone; start anew"));
+    }
+    members.push_back(at->second.record);
+  }
+  auto group = make_cutover_group(*pins_, members);
+  kept = group;
+  return group;
 }
 
 /// In the order in which they were asked for: a large one at the head is not overtaken for ever.
@@ -145,8 +188,14 @@ void Manager::start_queued() {
             [](auto* a, auto* b) { return a->record.status.created_at < b->record.status.created_at; });
   for (auto* entry : queued) {
     if (!fits(entry->record)) return;
-    auto environment =
-        make_real_environment(state_, buffers_, *pins_, options_.io_engine, entry->after_restart);
+    auto group = group_of(*entry);
+    if (!group) {
+      entry->record.status.state = RunState::failed;
+      entry->record.status.error = group.error();
+      continue;
+    }
+    auto environment = make_real_environment(state_, buffers_, *pins_, options_.io_engine,
+                                             entry->after_restart, std::move(*group));
     RunLimits limits = options_.limits;
     limits.metrics = &metrics_;
     entry->active = std::make_shared<Run>(entry->record, std::move(environment), limits, [this] {

@@ -10,12 +10,14 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "bitmap/storage.h"
 #include "daemon/control.h"
+#include "daemon/cutover_group.h"
 #include "daemon/metrics.h"
 #include "daemon/preflight.h"
 #include "daemon/run.h"
@@ -47,6 +49,7 @@ class Manager : public Control {
   std::size_t run_count();
 
   Result<nlohmann::json> create_run(const RunRequest& request) override;
+  Result<nlohmann::json> create_group(const std::vector<RunRequest>& requests) override;
   Result<nlohmann::json> check(const RunRequest& request) override;
   nlohmann::json list_runs() override;
   Result<nlohmann::json> show_run(const std::string& run) override;
@@ -80,9 +83,13 @@ class Manager : public Control {
 
   // All of these: with mutex_ held.
   Result<Entries::iterator> find(const std::string& run);
-  std::vector<VolumeInUse> volumes_in_use(const std::string& except_id) const;
+  std::vector<VolumeInUse> volumes_in_use(const std::set<std::string>& except) const;
   const RunRecord* base_of(const RunRequest& request, const PreflightReport& report) const;
   Result<void> owns_volume(const Entry& entry) const;
+  Result<void> may_run_again(const Entry& entry, RunVerb verb);
+  std::string group_goes_on(const RunStatus& status) const;
+  Result<std::shared_ptr<CutoverGroup>> group_of(const Entry& entry);
+  bool sync_is_due(const RunStatus& status) const;
   Result<nlohmann::json> enqueue(Entry& entry);
   Result<void> save(Entry& entry);
   Result<nlohmann::json> command_ended(Entry& entry, RunVerb verb);
@@ -90,7 +97,17 @@ class Manager : public Control {
 
   static Result<void> serves(const Entry& entry, RunVerb verb);
   Result<nlohmann::json> command_active(Run& run, RunVerb verb);
-  Result<PreflightReport> checked(const RunRequest& request, const std::string& except_id);
+  Result<nlohmann::json> command_going(const std::string& run, RunVerb verb);
+  Result<nlohmann::json> command_ended_runs(const std::vector<std::string>& ids, const std::string& answered,
+                                            RunVerb verb);
+  static std::vector<std::string> concerned(const RunStatus& status, RunVerb verb);
+
+  // New runs.
+  Result<nlohmann::json> create_runs(std::vector<RunRequest> requests);
+  Result<std::vector<PreflightReport>> checked(const std::vector<RunRequest>& requests,
+                                               const std::set<std::string>& except);
+  Result<RunRecord> checked_record(const RunRequest& request, const PreflightReport& report);
+  Result<void> fits_together(const std::vector<RunRecord>& records) const;
   RunRecord new_record(const RunRequest& request, const PreflightReport& report, const RunRecord* base);
 
   StateDirectory& state_;
@@ -101,7 +118,8 @@ class Manager : public Control {
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  Entries entries_;              // guarded by mutex_
+  Entries entries_;                                            // guarded by mutex_
+  std::map<std::string, std::weak_ptr<CutoverGroup>> groups_;  // guarded by mutex_: by the first run's id
   std::uint64_t creations_ = 0;  // guarded by mutex_: tells a preflight that others were created meanwhile
   bool started_ = false, stopping_ = false;  // guarded by mutex_
   std::thread keeper_;

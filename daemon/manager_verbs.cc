@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What people ask of the daemon: preflight, new runs, and the verbs on a run.
+// What people ask of the daemon about runs there are. New ones: manager_create.cc.
 #include <algorithm>
-#include <random>
 
 #include <nlohmann/json.hpp>
 
@@ -15,28 +14,16 @@ using nlohmann::json;
 
 constexpr Nanoseconds verb_patience = std::chrono::milliseconds(900);
 
-std::string new_id() {
-  static constexpr char letters[] = "0123456789abcdefghjkmnpqrstvwxyz";
-  std::random_device random;
-  std::string id;
-  for (int i = 0; i < 8; ++i) id += letters[random() % 32];
-  return id;
-}
-
 Error conflict(const RunStatus& status, RunVerb verb, const std::string& why) {
   return make_error(ErrorCode::conflict, run_verb_name(verb), "run " + status.id, why);
 }
 
-Error refused(const std::string& operation, const std::string& device, const std::string& why) {
-  return make_error(ErrorCode::refused, operation, device, why);
+Error over(const RunStatus& status, RunVerb verb) {
+  return conflict(status, verb, std::string("the run has ended (") + run_state_name(status.state) + ")");
 }
 
 bool is_cutover(RunVerb verb) {
   return verb == RunVerb::cutover || verb == RunVerb::rehearse;
-}
-
-bool same_volume(const std::string& uri, const std::string& identity, const PreflightVolume& volume) {
-  return uri == volume.path || uri == volume.resolved || (!identity.empty() && identity == volume.identity);
 }
 
 }  // namespace
@@ -122,202 +109,107 @@ Result<json> Manager::map_run(const std::string& run, std::uint32_t cells) {
               {"cells", std::move(list)}};
 }
 
-// New runs.
-
-std::vector<VolumeInUse> Manager::volumes_in_use(const std::string& except_id) const {
-  std::vector<VolumeInUse> volumes;
-  for (const auto& [id, entry] : entries_) {
-    if (id == except_id || entry.damaged) continue;
-    // A run that ended but still waits for a device that hangs holds its volumes all the same.
-    const RunStatus status = entry.status();
-    if (run_state_ended(status.state) && (!entry.active || entry.active->drained())) continue;
-    volumes.push_back({status.source_uri, id, false});
-    for (const auto& target : status.targets) volumes.push_back({target.uri, id, true});
-  }
-  return volumes;
-}
-
-/// The last run over the same volumes whose state can be built upon.
-const RunRecord* Manager::base_of(const RunRequest& request, const PreflightReport& report) const {
-  const RunRecord* base = nullptr;
-  for (const auto& [id, entry] : entries_) {
-    const RunStatus& status = entry.record.status;
-    if (entry.active || entry.damaged || !run_state_ended(status.state) ||
-        entry.record.bitmap_generation == 0)
-      continue;
-    if (status.targets.size() != request.targets.size() || status.bytes_total != report.source.bytes)
-      continue;
-    if (!same_volume(status.source_uri, status.source_identity, report.source)) continue;
-    bool same = true;
-    for (std::size_t i = 0; same && i < status.targets.size(); ++i) {
-      same = same_volume(status.targets[i].uri, status.targets[i].identity, report.targets[i]) &&
-             (status.targets[i].identity.empty() || status.targets[i].identity == report.targets[i].identity);
-    }
-    if (same && (base == nullptr || status.created_at > base->status.created_at)) base = &entry.record;
-  }
-  return base;
-}
-
-/// Preflight against all other runs. Repeated when another run was created meanwhile: it may want the same
-/// target.
-Result<PreflightReport> Manager::checked(const RunRequest& request, const std::string& except_id) {
-  constexpr unsigned tries = 20;
-  for (unsigned i = 0; i < tries; ++i) {
-    std::uint64_t seen = 0;
-    std::vector<VolumeInUse> in_use;
-    {
-      const std::lock_guard lock(mutex_);
-      seen = creations_;
-      in_use = volumes_in_use(except_id);
-    }
-    auto report = preflight(request, in_use);
-    if (!report) return report;
-    mutex_.lock();
-    if (seen == creations_) return report;  // with the mutex held: the caller acts upon it
-    mutex_.unlock();
-  }
-  return fail(make_error(ErrorCode::busy, "create run", request.source,
-                         "too many runs are being created; try again"));
-}
-
-Result<json> Manager::check(const RunRequest& request) {
-  RunRequest asked = request;
-  if (request.mode == RunMode::incremental) asked.overwrite = true;  // what stands on the target is the base
-  auto report = checked(asked, "");
-  if (!report) return fail(report.error());
-  const std::unique_lock lock(mutex_, std::adopt_lock);
-  if (request.mode == RunMode::incremental) {
-    report->mode = "incremental";
-    if (base_of(request, *report) == nullptr) {
-      report->refusals.push_back({request.source,
-                                  "--mode incremental: no earlier run has this source and target; copy "
-                                  "in full first"});
-    }
-  }
-  return to_json(*report);
-}
-
-Result<json> Manager::create_run(const RunRequest& request) {
-  take_back_finished();
-  const bool incremental = request.mode == RunMode::incremental;
-  RunRequest asked = request;
-  if (incremental) asked.overwrite = true;
-  auto report = checked(asked, "");
-  if (!report) return fail(report.error());
-  const std::unique_lock lock(mutex_, std::adopt_lock);
-  if (!report->refusals.empty()) return fail(refusal_error(*report));
-  if (stopping_) return fail(make_error(ErrorCode::busy, "create run", request.source, "ferryd is stopping"));
-  const RunRecord* base = incremental ? base_of(request, *report) : nullptr;
-  if (incremental && base == nullptr) {
-    return fail(refused("clone", request.source,
-                        "--mode incremental: no earlier run has this source and target; copy in full first"));
-  }
-  if (!request.name.empty()) {
-    for (const auto& [id, entry] : entries_) {
-      if (entry.record.status.request.name == request.name && !run_state_ended(entry.status().state)) {
-        return fail(
-            refused("clone", request.source, "run " + id + " has the name " + request.name + " already"));
-      }
-    }
-  }
-  RunRecord record = new_record(asked, *report, base);
-  if (const auto bytes = CopyEngine::memory_bytes(
-          engine_options_for(request, record.status.granule_bytes, record.status.bytes_total));
-      bytes > options_.memory_bytes_max) {
-    return fail(refused("clone", request.source,
-                        "its buffers (" + format_size(bytes) + ") exceed ferryd's memory-budget (" +
-                            format_size(options_.memory_bytes_max) +
-                            "); choose a smaller --queue-depth or --io-size"));
-  }
-  Entry entry;
-  entry.record = std::move(record);
-  if (auto done = save(entry); !done) return fail(done.error());
-  ++creations_;
-  const auto at = entries_.emplace(entry.record.status.id, std::move(entry)).first;
-  changed_.notify_all();
-  return to_json(at->second.record.status);
-}
-
-RunRecord Manager::new_record(const RunRequest& request, const PreflightReport& report,
-                              const RunRecord* base) {
-  RunRecord record;
-  RunStatus& status = record.status;
-  do status.id = new_id();
-  while (entries_.contains(status.id));
-  status.request = request;
-  status.mode = base != nullptr ? "incremental" : report.mode;
-  status.tracker = report.tracker;
-  status.source_uri = report.source.path;
-  status.source_identity = report.source.identity;
-  status.source_bytes = status.bytes_total = report.source.bytes;
-  status.granule_bytes =
-      request.granule_bytes != 0 ? request.granule_bytes : granule_bytes_for(status.bytes_total);
-  for (const auto& volume : report.targets) {
-    status.targets.push_back({volume.path, volume.bytes, volume.identity, std::nullopt});
-  }
-  status.created_at = system_clock().wall_seconds();
-  record.volume_id = status.id;
-  record.target_lags.resize(status.targets.size());
-  record.target_stamps.resize(status.targets.size());
-  status.passes.push_back({base != nullptr ? PassKind::checksum : PassKind::full, 0, 0, 0});
-  if (base != nullptr) {
-    record.volume_id = base->volume_id;
-    record.bitmap_generation = base->bitmap_generation;
-    record.target_lags = base->target_lags;
-    status.granule_bytes = base->status.granule_bytes;
-    record.phase = RunPhase::collecting;
-    record.suspect = true;
-  }
-  return record;
-}
-
-Result<void> Manager::save(Entry& entry) {
-  return save_record(state_, entry.record);
-}
-
 // Verbs on a run.
+
+/// The run itself, or all that are cut over together with it where the verb concerns them all.
+std::vector<std::string> Manager::concerned(const RunStatus& status, RunVerb verb) {
+  const bool all = is_cutover(verb) || verb == RunVerb::sync;
+  return all && !status.group.empty() ? status.group : std::vector{status.id};
+}
 
 Result<json> Manager::command(const std::string& run, RunVerb verb) {
   take_back_finished();
   std::unique_lock lock(mutex_);
   const auto at = find(run);
   if (!at) return fail(at.error());
+  const RunStatus status = (*at)->second.status();
+  const auto ids = concerned(status, verb);
+  const bool ended = std::all_of(ids.begin(), ids.end(), [this](const auto& id) {
+    const auto member = entries_.find(id);
+    return member != entries_.end() && !member->second.active &&
+           run_state_ended(member->second.record.status.state);
+  });
+  lock.unlock();
+  if (ended) return command_ended_runs(ids, status.id, verb);
+  for (const auto& id : ids) {
+    if (auto done = command_going(id, verb); !done) return done;
+  }
+  return show_run(status.id);
+}
+
+/// A run that goes on, or waits for its turn.
+Result<json> Manager::command_going(const std::string& run, RunVerb verb) {
+  std::unique_lock lock(mutex_);
+  const auto at = find(run);
+  if (!at) return fail(at.error());
   Entry& entry = (*at)->second;
   if (entry.damaged) return fail(*entry.record.status.error);
   if (auto done = serves(entry, verb); !done) return fail(done.error());
-  if (entry.active) {
-    const auto active = entry.active;
+  if (const auto active = entry.active) {
     lock.unlock();
     return command_active(*active, verb);
   }
-  if (!run_state_ended(entry.record.status.state)) return command_waiting(entry, verb);
-  if (verb == RunVerb::pause || verb == RunVerb::cancel || is_cutover(verb)) {
-    return fail(
-        conflict(entry.record.status, verb,
-                 std::string("the run has ended (") + run_state_name(entry.record.status.state) + ")"));
+  if (run_state_ended(entry.record.status.state)) return fail(over(entry.record.status, verb));
+  return command_waiting(entry, verb);
+}
+
+/// Runs that have ended: checked anew, and queued again, all or none. Answers `answered`.
+Result<json> Manager::command_ended_runs(const std::vector<std::string>& ids, const std::string& answered,
+                                         RunVerb verb) {
+  std::vector<RunRequest> requests;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& id : ids) {
+      const auto at = entries_.find(id);
+      if (at == entries_.end()) return fail(make_error(ErrorCode::not_found, run_verb_name(verb), id, ""));
+      if (auto done = may_run_again(at->second, verb); !done) return fail(done.error());
+      const RunStatus& status = at->second.record.status;
+      requests.push_back(status.request);
+      requests.back().overwrite = true;
+      // A live run stays one, also when nobody uses its source at the moment.
+      requests.back().mode = status.tracker == "ebpf" ? RunMode::hybrid : RunMode::automatic;
+    }
   }
-  const std::string id = (*at)->first;
-  const RunRecord record = entry.record;
-  if (auto done = owns_volume(entry); !done) return fail(done.error());
-  lock.unlock();
+  std::unique_lock<std::mutex> lock;
   if (verb != RunVerb::verify) {
-    RunRequest request = record.status.request;
-    request.overwrite = true;
-    // A live run stays one, also when nobody uses its source at the moment.
-    request.mode = record.status.tracker == "ebpf" ? RunMode::hybrid : RunMode::automatic;
-    auto report = checked(request, id);
-    if (!report) return fail(report.error());
+    auto reports = checked(requests, {ids.begin(), ids.end()});
+    if (!reports) return fail(reports.error());
     lock = std::unique_lock(mutex_, std::adopt_lock);
-    if (!report->refusals.empty()) return fail(refusal_error(*report));
+    for (const auto& report : *reports) {
+      if (!report.refusals.empty()) return fail(refusal_error(report));
+    }
   } else {
-    lock.lock();
+    lock = std::unique_lock(mutex_);
   }
-  const auto again = entries_.find(id);
-  if (again == entries_.end() || again->second.active ||
-      !run_state_ended(again->second.record.status.state)) {
-    return fail(conflict(record.status, verb, "the run has been started or forgotten meanwhile"));
+  for (const auto& id : ids) {
+    const auto again = entries_.find(id);
+    if (again == entries_.end() || again->second.active ||
+        !run_state_ended(again->second.record.status.state)) {
+      return fail(make_error(ErrorCode::conflict, run_verb_name(verb), "run " + id,
+                             "the run has been started or forgotten meanwhile"));
+    }
   }
-  return command_ended(again->second, verb);
+  for (const auto& id : ids) {
+    if (auto done = command_ended(entries_.at(id), verb); !done) return done;
+  }
+  return to_json(entries_.at(answered).record.status);
+}
+
+/// With mutex_ held, of a run that has ended.
+Result<void> Manager::may_run_again(const Entry& entry, RunVerb verb) {
+  const RunStatus& status = entry.record.status;
+  if (entry.damaged) return fail(*status.error);
+  if (auto done = serves(entry, verb); !done) return done;
+  if (verb == RunVerb::pause || verb == RunVerb::cancel || is_cutover(verb)) return fail(over(status, verb));
+  for (const auto& id : verb == RunVerb::resume ? status.group : std::vector<std::string>()) {
+    const auto other = entries_.find(id);
+    if (other != entries_.end() && other->second.record.status.state == RunState::completed) {
+      return fail(conflict(status, verb,
+                           "run " + id + " of its group is complete: `ferryctl sync " + status.id +
+                               "` brings all of them up to date together"));
+    }
+  }
+  return owns_volume(entry);
 }
 
 /// Whether the verb makes sense for this run at all.
@@ -359,6 +251,10 @@ Result<json> Manager::command_active(Run& run, RunVerb verb) {
       return fail(conflict(status, verb, std::string("the run is still ") + run_state_name(status.state)));
   }
   return to_json(run.status());
+}
+
+Result<void> Manager::save(Entry& entry) {
+  return save_record(state_, entry.record);
 }
 
 Result<json> Manager::command_waiting(Entry& entry, RunVerb verb) {
@@ -482,6 +378,11 @@ Result<json> Manager::forget_run(const std::string& run) {
   if (entry.active || !run_state_ended(entry.record.status.state)) {
     return fail(make_error(ErrorCode::conflict, "forget", "run " + entry.record.status.id,
                            "the run has not ended; cancel it first"));
+  }
+  if (const std::string other = group_goes_on(entry.record.status); !other.empty()) {
+    return fail(
+        make_error(ErrorCode::conflict, "forget", "run " + entry.record.status.id,
+                   "run " + other + ", which is cut over together with it, has not ended; cancel it first"));
   }
   const json last = to_json(entry.record.status);
   if (auto done = state_.remove(record_file_name((*at)->first)); !done) return fail(done.error());

@@ -232,7 +232,8 @@ void Preflight::check_live_source(const Examined& source) {
   }
   if (const std::string& missing = live_tracking_missing(); !missing.empty())
     return refuse(path, in_use + "this machine cannot track its writes: " + missing + otherwise);
-  if (const std::string why = quiescing_refused(source.node, quiescer_options_for(request_)); !why.empty())
+  if (const std::string why = quiescing_refused(request_.source, source.node, quiescer_options_for(request_));
+      !why.empty())
     return refuse(path, why + otherwise);
   report_.tracker = "ebpf";
   if (request_.mode != RunMode::incremental) report_.mode = "hybrid";
@@ -407,6 +408,10 @@ bool Preflight::check_other_runs(const Examined& examined, bool as_target) {
     const bool same = resolve(other.path) == examined.volume.resolved ||
                       (exists && node_of_path(other.path, node) && same_storage(node, examined.node));
     if (!same) continue;
+    if (other.run_id.empty()) {
+      refuse(examined.volume.path, "it is named twice");
+      return false;
+    }
     refuse(examined.volume.path, std::string("it is the ") + (other.as_target ? "target" : "source") +
                                      " of run " + other.run_id + "; wait for that run or cancel it");
     return false;

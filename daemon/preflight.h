@@ -48,7 +48,7 @@ struct PreflightReport {
 /// A volume that another run of this ferryd uses, by device number or file identity.
 struct VolumeInUse {
   std::string path;
-  std::string run_id;
+  std::string run_id;  ///< empty: of the same request
   bool as_target = false;
 };
 

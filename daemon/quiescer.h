@@ -3,10 +3,15 @@
 // another on threads of background tasks.
 #pragma once
 
+#include <cstdint>
+
 #include "blockio/base/clock.h"
 #include "blockio/base/error.h"
 
 namespace blockferry {
+
+/// Where a volume of several that are cut over together has come to (cutover_group.h).
+enum class CutoverStep : std::uint8_t { joined, caught_up, still, copied, targets_closed };
 
 class Quiescer {
  public:
@@ -14,6 +19,12 @@ class Quiescer {
 
   /// Writes out what the filesystems hold back, so that freezing them has little left to do.
   virtual Result<void> sync_ahead() = 0;
+
+  /// This volume has come so far. Whether all that are cut over with it have, too; an error: one has given
+  /// up.
+  virtual Result<bool> all_at(CutoverStep) { return true; }
+  /// Whether it is a rehearsal, where this volume alone would have it so or not. Settled when all are still.
+  virtual bool rehearses(bool wanted) const { return wanted; }
 
   /// All or nothing. When it returns, what was written before has been sent to the device, and nobody writes
   /// until release, hand_over, or until `limit` has passed since the call.
@@ -25,6 +36,9 @@ class Quiescer {
   /// Runs the cutover command, fences the source against its writers, and releases it. False: as above, and
   /// nothing was handed over. An error: the command or the fence failed, and all was released.
   virtual Result<bool> hand_over() = 0;
+
+  /// hand_over has succeeded, whoever of several volumes asked for it.
+  virtual bool handed_over() const = 0;
 
   /// On system_clock(): before the first was frozen, and after the last was released.
   virtual Nanoseconds quiesced_at() const = 0;

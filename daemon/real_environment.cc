@@ -25,8 +25,16 @@ class ThreadTask : public BackgroundTask {
 class RealEnvironment : public RunEnvironment {
  public:
   RealEnvironment(StateDirectory& state, BufferPool& buffers, TrackerPins& pins, IoEngine engine,
-                  bool after_restart)
-      : state_(state), buffers_(buffers), pins_(pins), engine_(engine), after_restart_(after_restart) {}
+                  bool after_restart, std::shared_ptr<CutoverGroup> group)
+      : state_(state),
+        buffers_(buffers),
+        pins_(pins),
+        engine_(engine),
+        after_restart_(after_restart),
+        group_(std::move(group)) {}
+  ~RealEnvironment() override {
+    if (group_ != nullptr) group_->leave(run_id_);
+  }
 
   Clock& clock() override { return system_clock(); }
   StateDirectory& state() override { return state_; }
@@ -39,8 +47,9 @@ class RealEnvironment : public RunEnvironment {
     return pins_.attach(record);
   }
   void remove_tracker(const RunRecord& record) override { pins_.remove(record); }
-  bool handed_over(const RunRecord& record) override { return pins_.handed_over(record); }
-  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record) override;
+  std::optional<bool> handed_over(const RunRecord& record) override { return pins_.handed_over(record); }
+  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
+  std::string cutover_waits_for(const RunRecord& record, bool ready) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
     return std::make_unique<ThreadTask>(std::move(job));
   }
@@ -54,6 +63,8 @@ class RealEnvironment : public RunEnvironment {
   TrackerPins& pins_;
   const IoEngine engine_;
   const bool after_restart_;
+  const std::shared_ptr<CutoverGroup> group_;  ///< may be null
+  std::string run_id_;                         ///< as told to the group
 };
 
 Nanoseconds busy_wait(bool after_restart) {
@@ -109,21 +120,56 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   return devices;
 }
 
-Result<std::unique_ptr<Quiescer>> RealEnvironment::make_quiescer(const RunRecord& record) {
-  QuiescerOptions options = quiescer_options_for(record.status.request);
-  if (options.hands_over || !options.cutover_cmd.empty()) options.mark_directory = pins_.directory_of(record);
-  options.environment = {"BLOCKFERRY_RUN=" + record.status.id,
-                         "BLOCKFERRY_SOURCE=" + record.status.source_uri,
-                         "BLOCKFERRY_TARGET=" + record.status.targets.front().uri};
+/// One quiescer for all these volumes. Its commands are told of each, in order.
+Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
+                                                    const std::vector<RunRecord>& members) {
+  QuiescerOptions options = quiescer_options_for(members.front().status.request);
+  options.sources.clear();
+  options.targets.clear();
+  std::string runs, sources, targets;
+  for (const auto& member : members) {
+    const RunStatus& status = member.status;
+    const std::string space = runs.empty() ? "" : " ";
+    options.sources.push_back(status.source_uri);
+    for (const auto& target : status.targets) options.targets.push_back(target.uri);
+    runs += space + status.id;
+    sources += space + status.source_uri;
+    targets += space + status.targets.front().uri;
+  }
+  options.environment = {"BLOCKFERRY_RUN=" + runs, "BLOCKFERRY_SOURCE=" + sources,
+                         "BLOCKFERRY_TARGET=" + targets};
+  if (options.hands_over || !options.cutover_cmd.empty()) {
+    auto directory = pins.make_mark_directory(members.front());
+    if (!directory) return fail(directory.error());
+    options.mark_directory = std::move(*directory);
+  }
   return make_guarded_quiescer(options);
+}
+
+Result<std::unique_ptr<Quiescer>> RealEnvironment::make_quiescer(const RunRecord& record, bool rehearsal) {
+  if (group_ != nullptr) return group_->join(record.status.id, rehearsal);
+  return make_quiescer_for(pins_, {record});
+}
+
+std::string RealEnvironment::cutover_waits_for(const RunRecord& record, bool ready) {
+  if (group_ == nullptr) return "";
+  run_id_ = record.status.id;
+  return group_->waits_for(run_id_, ready);
 }
 
 }  // namespace
 
 std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
-                                                      TrackerPins& pins, IoEngine engine,
-                                                      bool after_restart) {
-  return std::make_unique<RealEnvironment>(state, buffers, pins, engine, after_restart);
+                                                      TrackerPins& pins, IoEngine engine, bool after_restart,
+                                                      std::shared_ptr<CutoverGroup> group) {
+  return std::make_unique<RealEnvironment>(state, buffers, pins, engine, after_restart, std::move(group));
+}
+
+std::shared_ptr<CutoverGroup> make_cutover_group(TrackerPins& pins, const std::vector<RunRecord>& members) {
+  std::vector<std::string> names;
+  for (const auto& member : members) names.push_back(member.status.id);
+  return std::make_shared<CutoverGroup>(std::move(names), system_clock(),
+                                        [&pins, members] { return make_quiescer_for(pins, members); });
 }
 
 }  // namespace blockferry

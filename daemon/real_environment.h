@@ -3,8 +3,10 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "blockio/io_queue.h"
+#include "daemon/cutover_group.h"
 #include "daemon/run_environment.h"
 #include "daemon/tracker_pins.h"
 
@@ -12,7 +14,12 @@ namespace blockferry {
 
 /// `state`, `buffers` and `pins` outlive the environment. `engine` is what ferryd was told; a run's own
 /// choice goes before it. `after_restart`: an earlier process may still hold the devices for a while.
+/// `group`: of volumes that are cut over together; null for one alone.
 std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
-                                                      TrackerPins& pins, IoEngine engine, bool after_restart);
+                                                      TrackerPins& pins, IoEngine engine, bool after_restart,
+                                                      std::shared_ptr<CutoverGroup> group);
+
+/// For volumes that are cut over together: the records of all their runs, in their order.
+std::shared_ptr<CutoverGroup> make_cutover_group(TrackerPins& pins, const std::vector<RunRecord>& members);
 
 }  // namespace blockferry

@@ -66,7 +66,11 @@ void RunCore::start() {
   if (record_.status.started_at == 0) record_.status.started_at = clock_.wall_seconds();
   record_.status.error.reset();
   record_.status.ended_at = 0;
-  if (live() && record_.final_pass_begun && environment_.handed_over(record_)) return end_handed_over();
+  if (live() && record_.final_pass_begun && hands_over()) {
+    const auto handed_over = environment_.handed_over(record_);
+    if (handed_over.value_or(false)) return end_handed_over();
+    live_.unclear = !handed_over;
+  }
   Result<void> done = open_devices();
   if (done) done = check_identity();
   if (done) done = open_state();

@@ -166,6 +166,8 @@ class RunCore {
   void copy_last();
   std::uint64_t standing_granules() const;
   void flush_targets();
+  void quiesce_source();
+  bool all_at(CutoverStep step);
   void release_source();
   void release_targets();
   void let_go(std::optional<Error> error);
@@ -237,6 +239,7 @@ class RunCore {
     bool unreleased = false;  ///< marks were gathered since the last commit began
     bool releasing = false;   ///< the commit under way holds them
     bool missed = false;      ///< the audit found a write that the tracker does not know of
+    bool unclear = false;     ///< an earlier process may have handed over, and nothing is left to tell
     bool resting = false;     ///< between two passes, while the user decides
     bool cutover_asked = false, rehearsal_asked = false, verified_ahead = false;
     unsigned passes = 0, losses_in_a_row = 0, expiries = 0;
@@ -245,6 +248,7 @@ class RunCore {
     std::uint64_t dirty_before = 0;   ///< granules, when the last pass ended
     double copy_speed = 0;            ///< bytes a second, of the last pass that was long enough to tell
     double freeze_seconds = 0.05, flush_seconds = 0.01;  ///< as last measured; at first as usual
+    std::string waits_for;  ///< runs that are cut over together with this one, which is ready
     std::optional<Error> cutover_refused;
     std::string note;  ///< for the user: why nothing comes to an end
   } live_;
@@ -265,6 +269,7 @@ class RunCore {
     draining,
     copying,
     flushing,
+    awaiting,
     releasing,
     letting_go
   };

@@ -8,6 +8,7 @@
 //   draining     all that was dirty is copied, and no write is on its way
 //   copying      the last marks are gathered and copied, until there are none
 //   flushing     hand-over only: the targets are flushed, and given up for the cutover command
+//   awaiting     the volumes that are cut over together with this one have come as far (cutover_group.h)
 //   releasing    the quiescer releases the source, or hands over
 //   letting_go   something failed: the source is released, and only then is anything said or written
 #include <algorithm>
@@ -46,7 +47,7 @@ void RunCore::begin_cutover() {
   cutover_.rehearsal = live_.rehearsal_asked && !live_.cutover_asked;
   cutover_.asked = live_.cutover_asked || live_.rehearsal_asked;
   live_.cutover_asked = live_.rehearsal_asked = false;
-  auto quiescer = environment_.make_quiescer(record_);
+  auto quiescer = environment_.make_quiescer(record_, cutover_.rehearsal);
   if (!quiescer) {
     live_.cutover_refused = quiescer.error();
   } else {
@@ -75,21 +76,47 @@ void RunCore::go_on_with_cutover(std::uint64_t dirty, std::uint64_t dirty_before
     abandon_cutover();
     return begin_pass(PassKind::incremental);
   }
+  const auto all = cutover_.quiescer->all_at(CutoverStep::caught_up);
+  if (!all) {
+    abandon_cutover();
+    return begin_pass(PassKind::incremental);
+  }
+  if (!*all) {  // the pass goes on
+    live_.rest_until = clock_.now() + rest_while_syncing;
+    live_.resting = true;
+    return;
+  }
   begin_pass(PassKind::final);
   static_cast<void>(volume_->defer_records(true));
   cutover_.stage = CutoverStage::freezing;
-  const Nanoseconds limit = std::chrono::milliseconds(record_.status.request.max_freeze_ms);
-  cutover_.deadline = clock_.now() + limit;
+  cutover_.deadline = clock_.now() + std::chrono::milliseconds(record_.status.request.max_freeze_ms);
+  quiesce_source();
+}
+
+/// While the source is quiesced, or is about to be. False also where it let go, for another has.
+bool RunCore::all_at(CutoverStep step) {
+  const auto all = cutover_.quiescer->all_at(step);
+  if (all && !*all) clock_.sleep_for(drain_pause);
+  if (!all) let_go(all.error());
+  return all && *all;
+}
+
+void RunCore::quiesce_source() {
+  if (!all_at(CutoverStep::still)) return;
   Quiescer& quiescer = *cutover_.quiescer;
+  cutover_.rehearsal = quiescer.rehearses(cutover_.rehearsal);
+  const Nanoseconds limit = std::chrono::milliseconds(record_.status.request.max_freeze_ms);
   cutover_.task = environment_.start([&quiescer, limit] { return quiescer.quiesce(limit); });
 }
 
-/// Precondition: nothing is quiesced.
+/// Precondition: nothing is quiesced. What was asked for is tried again.
 void RunCore::abandon_cutover() {
   if (cutover_.task != nullptr) {
     while (!cutover_.task->wait(std::chrono::seconds(1))) {
     }
   }
+  if (cutover_.asked) (cutover_.rehearsal ? live_.rehearsal_asked : live_.cutover_asked) = true;
+  record_.final_pass_begun = false;
   cutover_ = {};
 }
 
@@ -109,12 +136,16 @@ void RunCore::continue_cutover(Nanoseconds timeout) {
                              "it took longer than --max-freeze allows"));
   }
   switch (cutover_.stage) {
+    case CutoverStage::freezing:
+      return quiesce_source();
     case CutoverStage::draining:
       return drain();
     case CutoverStage::copying:
       return copy_last();
     case CutoverStage::flushing:
       return flush_targets();
+    case CutoverStage::awaiting:
+      return release_source();
     default:
       return;
   }
@@ -126,10 +157,13 @@ void RunCore::cutover_step_done(const Result<void>& outcome) {
       cutover_.stage = CutoverStage::catching_up;
       if (outcome) return;
       live_.cutover_refused = outcome.error();
+      cutover_.asked = false;
       return abandon_cutover();
     case CutoverStage::freezing:
       cutover_.frozen = cutover_.standing_since = clock_.now();
       if (outcome) {
+        cutover_.deadline = cutover_.quiescer->quiesced_at() +
+                            std::chrono::milliseconds(record_.status.request.max_freeze_ms);
         cutover_.stage = CutoverStage::draining;
         return;
       }
@@ -139,6 +173,12 @@ void RunCore::cutover_step_done(const Result<void>& outcome) {
       if (!outcome) cutover_.error = outcome.error();
       return released();
     case CutoverStage::letting_go:
+      // It came too late: the volume was handed over together with others.
+      if (cutover_.quiescer->handed_over()) {
+        cutover_.error.reset();
+        cutover_.kept = true;
+        return released();
+      }
       return let_go_done();
     default:
       BLOCKFERRY_CHECK(false, "a task of no stage");
@@ -210,9 +250,12 @@ void RunCore::flush_targets() {
 }
 
 void RunCore::release_source() {
-  cutover_.stage = CutoverStage::releasing;
+  cutover_.stage = CutoverStage::awaiting;
   const bool handing_over = hands_over() && !cutover_.rehearsal;
+  if (!all_at(CutoverStep::copied)) return;
   if (handing_over && !record_.status.request.cutover_cmd.empty()) release_targets();
+  if (!all_at(CutoverStep::targets_closed)) return;
+  cutover_.stage = CutoverStage::releasing;
   Quiescer& quiescer = *cutover_.quiescer;
   bool& kept = cutover_.kept;
   cutover_.task = environment_.start([&quiescer, &kept, handing_over]() -> Result<void> {
@@ -225,6 +268,7 @@ void RunCore::release_source() {
 
 /// The command wants to use the targets: nothing of them may be held.
 void RunCore::release_targets() {
+  if (targets_released_) return;
   for (std::size_t i = 0; i < devices_.targets.size(); ++i) engine_->drop_target(i);
   for (auto& target : devices_.targets) target.reset();
   targets_released_ = true;
@@ -246,6 +290,11 @@ void RunCore::let_go_done() {
   cutover_ = {};
   stray_flush_ = stray_flush_ || ended.flush_asked;
   if (auto done = volume_->defer_records(false); !done) fail_run(done.error());
+  record_.final_pass_begun = false;  // as soon as what was copied is on record
+  if (targets_released_ && ending_ == Ending::none) {
+    record_.status.error = ended.error;
+    return end(Ending::rolled_back);
+  }
   for (auto& [index, error] : ended.failures) target_failed(index, error);
   if (ended.error && ending_ == Ending::none) {
     if (ended.error->code != ErrorCode::busy || ++live_.expiries >= expiries_max) {
@@ -295,6 +344,10 @@ void RunCore::released() {
   record_.final_pass_begun = false;
   if (ended.rehearsal) return begin_pass(PassKind::incremental);
   record_.cut_over = true;
+  if (handing_over && ending_ == Ending::cancelled) {  // too late
+    ending_ = Ending::none;
+    leave_at_.reset();
+  }
   note_pass();
   if (!record_.status.request.verify || targets_released_) return end(Ending::completed);
   phase_done_ = true;

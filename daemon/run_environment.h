@@ -59,9 +59,13 @@ class RunEnvironment {
   /// A new one; an earlier one of this run is removed.
   virtual Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) = 0;
   virtual void remove_tracker(const RunRecord& record) = 0;
-  /// An earlier process's cutover was committed, though its record may not say so.
-  virtual bool handed_over(const RunRecord& record) = 0;
-  virtual Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record) = 0;
+  /// Whether an earlier process's cutover was committed, though its record may not say so. Nothing: what
+  /// would tell is gone.
+  virtual std::optional<bool> handed_over(const RunRecord& record) = 0;
+  virtual Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) = 0;
+  /// Of volumes that are cut over together (cutover_group.h): this one could be now, or could not. Answers
+  /// the runs that it waits for; empty: none.
+  virtual std::string cutover_waits_for(const RunRecord& record, bool ready) = 0;
   virtual std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) = 0;
 };
 

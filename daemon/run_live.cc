@@ -6,7 +6,9 @@
 //   copy ─ gather ─ checkpoint ─ live_pass_finished ─┬─> copy: the next pass
 //                                                    ├─> rest, and copy: the user decides when
 //                                                    ├─> a checksum pass: the tracker may have missed
-//                                                    something └─> begin_cutover (run_cutover.cc)
+//                                                    something └─> begin_cutover (run_cutover.cc), or the
+//                                                                  same as soon as all volumes that are cut
+//                                                                  over together have come so far
 #include <algorithm>
 
 #include "blockio/base/check.h"
@@ -18,6 +20,7 @@ namespace {
 
 constexpr std::size_t passes_kept_max = 64;  // of a run that goes on for months
 constexpr Nanoseconds rest_between_passes = std::chrono::seconds(1);
+constexpr Nanoseconds rest_while_others_catch_up = std::chrono::milliseconds(200);
 constexpr unsigned losses_in_a_row_max = 5;
 constexpr double speed_unknown = 200e6;  // bytes a second, until a pass was measured
 constexpr std::uint64_t measured_bytes_min = 4 * MiB;
@@ -29,7 +32,7 @@ double seconds(Nanoseconds duration) {
 }  // namespace
 
 Result<void> RunCore::take_up_tracker() {
-  if (record_.tracked) {
+  if (record_.tracked && !live_.unclear) {
     auto adopted = environment_.adopt_tracker(record_);
     if (adopted && !(*adopted)->losses().any()) {
       live_.tracker = std::move(*adopted);
@@ -37,7 +40,13 @@ Result<void> RunCore::take_up_tracker() {
       return {};
     }
   }
-  return renew_tracker();
+  if (auto done = renew_tracker(); !done || !live_.unclear) return done;
+  // The guard's mark would have told, but it ended with the machine.
+  return fail(
+      make_error(ErrorCode::conflict, "take up", record_.status.source_uri,
+                 "the machine went down in the middle of the hand-over, and the targets may be in use "
+                 "already: `ferryctl forget` leaves them as they are, `ferryctl resume` copies all "
+                 "again"));
 }
 
 /// What was written before it came is not known: the recorded checksums decide, or, where a final pass was
@@ -154,10 +163,14 @@ void RunCore::live_pass_finished() {
   live_.dirty_before = dirty;
   if (cutover_.stage != CutoverStage::none) return go_on_with_cutover(dirty, dirty_before);
   const bool asked = live_.cutover_asked || live_.rehearsal_asked;
-  if (asked || (!waits_for_user() && converged()))
-    return must_verify_ahead() ? enter_verifying() : begin_cutover();
-  if (waits_for_user() || dirty == 0) {
-    live_.rest_until = clock_.now() + rest_between_passes;
+  const bool wanted = asked || (!waits_for_user() && converged());
+  const bool ready = wanted && !must_verify_ahead();
+  const std::string others = environment_.cutover_waits_for(record_, ready);
+  live_.waits_for = ready ? others : "";
+  if (wanted && !ready) return enter_verifying();
+  if (ready && live_.waits_for.empty()) return begin_cutover();
+  if (ready || waits_for_user() || dirty == 0) {
+    live_.rest_until = clock_.now() + (ready ? rest_while_others_catch_up : rest_between_passes);
     live_.resting = true;
   }
   begin_pass(PassKind::incremental);
@@ -199,7 +212,8 @@ void RunCore::note_convergence(std::uint64_t dirty) {
 }
 
 bool RunCore::resting() {
-  if (live_.resting && (clock_.now() >= live_.rest_until || live_.cutover_asked || live_.rehearsal_asked)) {
+  const bool asked = (live_.cutover_asked || live_.rehearsal_asked) && live_.waits_for.empty();
+  if (live_.resting && (clock_.now() >= live_.rest_until || asked)) {
     live_.resting = false;
     live_.pass_began = clock_.now();
   }

@@ -66,7 +66,8 @@ void RunCore::update_status() {
     status.state = RunState::paused;
     status.activity = engine_->jobs_in_flight() > 0 ? "pausing" : "paused";
   } else {
-    const bool tracking = live_.passes > 0 && waits_for_user() && !record_.cut_over;
+    const bool tracking =
+        live_.passes > 0 && (waits_for_user() || !live_.waits_for.empty()) && !record_.cut_over;
     status.state = cutover_.stage != CutoverStage::none                   ? RunState::cutting_over
                    : record_.phase == RunPhase::verifying                 ? RunState::verifying
                    : live() && tracking && !run_state_ended(status.state) ? RunState::tracking
@@ -123,6 +124,7 @@ void RunCore::update_estimate() {
 void RunCore::watch_for_stalls() {
   RunStatus& status = record_.status;
   status.warning = live_.note;
+  if (!live_.waits_for.empty()) status.warning = "ready; it is cut over together with run " + live_.waits_for;
   status.cutover_error = live_.cutover_refused;
   const auto oldest = engine_->oldest_request();
   if (!oldest || oldest->age < limits_.stall_warning) return;

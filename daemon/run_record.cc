@@ -110,6 +110,7 @@ json body_of(const RunRecord& record) {
       {"id", status.id},
       {"state", run_state_name(status.state)},
       {"request", to_json(status.request)},
+      {"group", status.group},
       {"mode", status.mode},
       {"tracker", status.tracker},
       {"source",
@@ -202,6 +203,7 @@ RunRecord record_of(const json& body) {
   if (!state || !request) throw std::invalid_argument("state or request");
   status.state = *state;
   status.request = std::move(*request);
+  status.group = body.value("group", std::vector<std::string>());
   status.mode = body.at("mode").get<std::string>();
   status.tracker = body.at("tracker").get<std::string>();
   status.source_uri = body.at("source").at("uri").get<std::string>();

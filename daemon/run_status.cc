@@ -119,6 +119,7 @@ json to_json(const RunStatus& status) {
           {"name", request.name},
           {"kind", request.kind == RunKind::clone ? "clone" : "migrate"},
           {"state", run_state_name(status.state)},
+          {"group", status.group.empty() ? json(nullptr) : json(status.group)},
           {"mode", status.mode},
           {"tracker", status.tracker},
           {"source", source_to_json(status, opened)},

@@ -62,7 +62,8 @@ struct TargetStatus {
 struct RunStatus {
   std::string id;
   RunState state = RunState::queued;
-  RunRequest request;  ///< name, kind, options
+  RunRequest request;              ///< name, kind, options
+  std::vector<std::string> group;  ///< the runs that are cut over together, this one among them; mostly empty
   std::string mode = "full";
   std::string tracker = "none";
   std::string source_uri, source_identity;

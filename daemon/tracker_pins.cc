@@ -107,22 +107,35 @@ void TrackerPins::remove(const RunRecord& record) {
   ::rmdir(directory_.c_str());  // if it was the last one
 }
 
-void TrackerPins::remove_all_but(const std::set<std::string>& volume_ids) {
+void TrackerPins::remove_all_but(const std::set<std::string>& names) {
   std::error_code code;
   std::vector<std::string> forgotten;
   for (const auto& entry : fs::directory_iterator(directory_, code)) {
-    if (!volume_ids.contains(entry.path().filename())) forgotten.push_back(entry.path());
+    if (!names.contains(entry.path().filename())) forgotten.push_back(entry.path());
   }
   for (const auto& directory : forgotten) EbpfTracker::remove_pins(directory);
   ::rmdir(directory_.c_str());
 }
 
-void TrackerPins::forget_hand_over(const RunRecord& record) {
-  ::rmdir((directory_of(record) + "/" + guard_mark).c_str());
+std::string TrackerPins::mark_directory_of(const RunRecord& record) const {
+  return record.status.group.empty() ? directory_of(record) : directory_ + "/" + group_name(record);
 }
 
-bool TrackerPins::handed_over(const RunRecord& record) const {
-  return ::access((directory_of(record) + "/" + guard_mark).c_str(), F_OK) == 0;
+Result<std::string> TrackerPins::make_mark_directory(const RunRecord& record) {
+  const std::string directory = mark_directory_of(record);
+  if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
+    return fail(error_from_errno(errno, "make", directory));
+  return directory;
+}
+
+void TrackerPins::forget_hand_over(const RunRecord& record) {
+  ::rmdir((mark_directory_of(record) + "/" + guard_mark).c_str());
+}
+
+std::optional<bool> TrackerPins::handed_over(const RunRecord& record) const {
+  const std::string directory = mark_directory_of(record);
+  if (::access(directory.c_str(), F_OK) != 0) return std::nullopt;
+  return ::access((directory + "/" + guard_mark).c_str(), F_OK) == 0;
 }
 
 }  // namespace blockferry

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where this ferryd's trackers are pinned: /sys/fs/bpf/blockferry/STATE/VOLUME, one directory a run's volume,
-// below one of the state directory's own, so that no ferryd touches another's.
+// below one of the state directory's own, so that no ferryd touches another's. Beside them STATE/group-RUN of
+// volumes that are cut over together.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -25,13 +27,21 @@ class TrackerPins {
   Result<std::unique_ptr<LiveTracker>> adopt(const RunRecord& record);
   void remove(const RunRecord& record);
   /// What no run needs any more.
-  void remove_all_but(const std::set<std::string>& volume_ids);
-  std::string directory_of(const RunRecord& record) const;
-  /// The guard marked that this run's volume was handed over (guard/protocol.h).
-  bool handed_over(const RunRecord& record) const;
+  void remove_all_but(const std::set<std::string>& names);
+  /// Where the guard marks a hand-over (guard/protocol.h): one place for all volumes that are handed over
+  /// together, so that it is marked for all at once.
+  Result<std::string> make_mark_directory(const RunRecord& record);
+  /// Nothing: that place is gone.
+  std::optional<bool> handed_over(const RunRecord& record) const;
+  /// Precondition: the records of all that were handed over together say so.
   void forget_hand_over(const RunRecord& record);
+  /// The directory's name that a group's marks are kept in, for remove_all_but.
+  static std::string group_name(const RunRecord& record) { return "group-" + record.status.group.front(); }
 
  private:
+  std::string directory_of(const RunRecord& record) const;
+  std::string mark_directory_of(const RunRecord& record) const;
+
   explicit TrackerPins(std::string directory) : directory_(std::move(directory)) {}
   const std::string directory_;
 };

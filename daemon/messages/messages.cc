@@ -343,6 +343,37 @@ Result<RunRequest> run_request_from_json(const json& object) {
   return r;
 }
 
+Result<std::vector<RunRequest>> group_request_from_json(const json& object) {
+  if (!object.is_object()) return fail(invalid("a JSON object is expected"));
+  for (const char* member : {"source", "targets"}) {
+    if (object.contains(member))
+      return fail(invalid(std::string(member) + ": it is one of each of the volumes"));
+  }
+  const json volumes = object.value("volumes", json(nullptr));
+  if (!volumes.is_array() || volumes.size() < 2 || volumes.size() > volumes_max)
+    return fail(invalid("volumes: an array of 2 to " + std::to_string(volumes_max) + " objects is expected"));
+  json common = object;
+  common.erase("volumes");
+  std::vector<RunRequest> requests;
+  for (const auto& volume : volumes) {
+    MemberReader reader(volume);
+    RunRequest pair;
+    reader.text("source", pair.source, path_bytes_max);
+    reader.texts("targets", pair.targets, targets_max, path_bytes_max);
+    if (auto error = reader.finish()) return fail(std::move(*error));
+    common["source"] = pair.source;
+    common["targets"] = pair.targets;
+    auto request = run_request_from_json(common);
+    if (!request) return fail(request.error());
+    requests.push_back(std::move(*request));
+    RunRequest& named = requests.back();
+    if (named.name.empty()) continue;
+    named.name += "-" + std::to_string(requests.size());
+    if (!is_run_name(named.name)) return fail(invalid("name: longer than a group's name may be"));
+  }
+  return requests;
+}
+
 json to_json(const RunChange& change) {
   json object = json::object();
   if (change.rate_bytes_per_second) object["rate_bytes_per_second"] = *change.rate_bytes_per_second;

@@ -69,6 +69,12 @@ bool is_run_name(std::string_view name);
 nlohmann::json to_json(const RunRequest& request);
 Result<RunRequest> run_request_from_json(const nlohmann::json& object);
 
+/// POST /v1/groups: volumes that are cut over together. A RunRequest's object with, in place of "source" and
+/// "targets", "volumes": [{"source", "targets"}, …], two to volumes_max; what else it says holds for each. A
+/// name becomes "name-1", "name-2", ….
+constexpr std::size_t volumes_max = 16;
+Result<std::vector<RunRequest>> group_request_from_json(const nlohmann::json& object);
+
 /// PATCH /v1/runs/{id}: what `set` changes. At least one member.
 struct RunChange {
   std::optional<std::uint64_t> rate_bytes_per_second;

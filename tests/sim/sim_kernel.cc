@@ -180,13 +180,14 @@ class SimQuiescer : public Quiescer {
     const bool kept = kernel_.frozen && !kernel_.expired;
     if (kept) {
       remember();
-      kernel_.handed_over = kernel_.fenced = true;
+      kernel_.handed_over = kernel_.fenced = handed_over_ = true;
     }
     kernel_.frozen = false;
     world_.step();
     return kept;
   }
 
+  bool handed_over() const override { return handed_over_; }
   Nanoseconds quiesced_at() const override { return quiesced_at_; }
   Nanoseconds released_at() const override { return released_at_; }
   Nanoseconds command_time() const override { return Nanoseconds(0); }
@@ -207,6 +208,7 @@ class SimQuiescer : public Quiescer {
   SimKernel& kernel_;
   SimDisk& source_;
   const std::shared_ptr<bool> alive_;
+  bool handed_over_ = false;
   Nanoseconds quiesced_at_{0}, released_at_{0};
 };
 
@@ -232,7 +234,7 @@ void SimLiveEnvironment::remove_tracker(const RunRecord&) {
   kernel_.records.clear();
 }
 
-Result<std::unique_ptr<Quiescer>> SimLiveEnvironment::make_quiescer(const RunRecord&) {
+Result<std::unique_ptr<Quiescer>> SimLiveEnvironment::make_quiescer(const RunRecord&, bool) {
   kernel_.handed_over = false;
   return std::make_unique<SimQuiescer>(world_, kernel_, source(), alive_);
 }

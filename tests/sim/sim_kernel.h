@@ -79,8 +79,10 @@ class SimLiveEnvironment : public SimEnvironment {
   Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) override;
   Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) override;
   void remove_tracker(const RunRecord& record) override;
-  bool handed_over(const RunRecord&) override { return kernel_.handed_over; }
-  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record) override;
+  std::optional<bool> handed_over(const RunRecord&) override {
+    return kernel_.attached ? std::optional(kernel_.handed_over) : std::nullopt;  // marked beside the tracker
+  }
+  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
 
   /// A dead process asks for nothing any more.
   void end() { *alive_ = false; }

@@ -156,8 +156,9 @@ class SimEnvironment : public RunEnvironment {
   Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord&) override { return none(); }
   Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord&) override { return none(); }
   void remove_tracker(const RunRecord&) override {}
-  bool handed_over(const RunRecord&) override { return false; }
-  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord&) override { return none(); }
+  std::optional<bool> handed_over(const RunRecord&) override { return false; }
+  Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord&, bool) override { return none(); }
+  std::string cutover_waits_for(const RunRecord&, bool) override { return ""; }
 
   /// Of the last open_devices; dangling once the run has released it.
   SimQueue* queue = nullptr;

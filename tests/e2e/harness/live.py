@@ -54,7 +54,7 @@ class LiveVolume:
             return str(self.target)
         if not self.part:
             self.part = run("losetup", "--find", "--show", "--offset", self.offset, self.target.file).strip()
-            self.volumes.at_end(lambda: run("losetup", "--detach", self.part, check=False))
+            self.volumes.at_end(lambda: self.part and run("losetup", "--detach", self.part, check=False))
         return self.part
 
     def check_target(self):
@@ -69,6 +69,9 @@ class LiveVolume:
         check = {"ext4": ["e2fsck", "-fn"], "xfs": ["xfs_repair", "-n"],
                  "btrfs": ["btrfs", "check", "--readonly"]}[self.filesystem]
         run(*check, target, timeout=120)
+        if self.part:  # which holds the target
+            run("losetup", "--detach", self.part)
+            self.part = None
 
 
 class Load:

@@ -59,6 +59,15 @@ class FakeControl : public Control {
     run.request = request;
     return to_json(run);
   }
+  Result<nlohmann::json> create_group(const std::vector<RunRequest>& requests) override {
+    nlohmann::json runs = nlohmann::json::array();
+    for (const auto& request : requests) {
+      auto run = create_run(request);
+      if (!run) return run;
+      runs.push_back(std::move(*run));
+    }
+    return runs;
+  }
   Result<nlohmann::json> check(const RunRequest& request) override {
     if (request.source == "/hangs") hang();
     const nlohmann::json volume = {{"path", request.source},

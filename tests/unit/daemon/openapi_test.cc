@@ -118,10 +118,12 @@ TEST_F(Openapi, TheServerAnswersWhatTheFileSays) {
   start();
   auto http = client();
   const std::string request = R"({"source":"/dev/a","targets":["/dev/b"]})";
-  ASSERT_GE(operations().size(), 13U);
+  const std::string volumes = R"({"volumes":[)" + request + "," + request + "]}";
+  ASSERT_GE(operations().size(), 14U);
   for (const auto& operation : operations()) {
     const std::string body = !operation.node->contains("requestBody") ? ""
                              : operation.method == "PATCH"            ? R"({"rate_bytes_per_second":1})"
+                             : operation.path == "/v1/groups"         ? volumes
                                                                       : request;
     const auto answer = http.ask(operation.method, filled_in(operation.path, "known", "pause"), body);
     EXPECT_LT(answer.status, 300) << operation.method << " " << operation.path;
