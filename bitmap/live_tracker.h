@@ -28,6 +28,13 @@ struct TrackerLosses {
   std::uint64_t ends_unseen = 0;
   std::uint64_t count() const { return records_refused + ranges_unknown + ends_unmatched + programs_skipped; }
   bool any() const { return count() > 0; }
+  void add(const TrackerLosses& more) {
+    records_refused += more.records_refused;
+    ranges_unknown += more.ranges_unknown;
+    ends_unmatched += more.ends_unmatched;
+    programs_skipped += more.programs_skipped;
+    ends_unseen += more.ends_unseen;
+  }
 };
 
 class LiveTracker {

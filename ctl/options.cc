@@ -55,6 +55,8 @@ options::options_description describe(Verb verb) {
     add("cutover-cmd", text(), "runs while the source is quiesced; exit 0 hands over (live sources)");
     add("max-freeze", text(), "the longest freeze, as 10s (live sources)");
     add("sync-every", text(), "bring the target up to date so often, as 15m (live sources)");
+    add("sync-unfrozen",
+        "without freezing the source for it: no pause, but not of one moment (live sources)");
   }
   if (verb == Verb::set) {
     add("rate", text(), "bytes a second at most, as 500M; none for no limit");
@@ -64,6 +66,8 @@ options::options_description describe(Verb verb) {
       verb == Verb::cutover) {
     add("detach", "print the run's id and leave; the run goes on");
   }
+  if (verb == Verb::sync)
+    add("unfrozen", "without freezing the source: no pause, but not of one moment (live sources)");
   if (verb == Verb::cutover) add("rehearse", "do all but the hand-over, and report the pause");
   add("socket", text(), "ferryd's control socket (or $BLOCKFERRY_SOCKET)");
   add("json", "JSON on stdout and for errors");
@@ -176,6 +180,7 @@ void read_request(Reader& reader, RunRequest& request) {
   request.cutover_cmd = reader.text("cutover-cmd");
   reader.time("max-freeze", request.max_freeze_ms);
   reader.time("sync-every", request.sync_every_ms);
+  request.sync_freeze = !reader.has("sync-unfrozen");
 }
 
 void read_change(Reader& reader, RunChange& change) {
@@ -262,6 +267,7 @@ Result<void> read_options(const std::vector<std::string>& rest, Command& command
   command.help = reader.has("help");
   command.detach = reader.has("detach");
   command.rehearse = reader.has("rehearse");
+  command.unfrozen = reader.has("unfrozen");
   if (reader.has("socket")) command.socket_path = reader.text("socket");
   if (command.help) return {};
   if (takes_volumes(command.verb)) read_request(reader, command.request);

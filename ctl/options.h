@@ -50,6 +50,7 @@ struct Command {
   RunChange change;                ///< set
   bool detach = false;
   bool rehearse = false;
+  bool unfrozen = false;
 };
 
 struct Session;  ///< verbs.cc

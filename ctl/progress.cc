@@ -186,6 +186,8 @@ std::string summary_line(const json& run) {
     if (const auto rate = rate_text(bytes, pass_seconds); !rate.empty()) text += ", " + rate;
   }
   text += verified_text(run) + unreadable_text(run);
+  if (run.value("unfrozen", false))
+    return text + "; the source was not frozen, so what it wrote meanwhile may be there in part";
   const std::string pause = pause_line(run);
   return text + (pause.empty() ? "" : "\n" + pause);
 }

@@ -158,8 +158,8 @@ int do_clone(const Session& session) {
 int do_run_again(const Session& session) {
   const Command& command = session.command;
   const InterruptGuard guard;
-  auto begun =
-      session.client.request("POST", run_path(command.words[0], info_of(command.verb).name), nullptr);
+  const char* verb = command.unfrozen ? "sync-unfrozen" : info_of(command.verb).name;
+  auto begun = session.client.request("POST", run_path(command.words[0], verb), nullptr);
   if (begun) return follow_to_end(session, {std::move(*begun)});
   const int status = report_run_error(session, begun.error());
   return interrupted() ? interrupted_status : status;
@@ -382,7 +382,7 @@ const std::vector<VerbInfo>& verb_infos() {
       {Verb::set, "set", "RUN --rate RATE", "change a run while it goes on",
        "  ferryctl set nightly --rate 100M\n  ferryctl set nightly --rate none\n", 1, 1, do_set},
       {Verb::sync, "sync", "RUN", "bring the target up to date: copy only what differs",
-       "  ferryctl sync nightly\n", 1, 1, do_run_again},
+       "  ferryctl sync nightly\n  ferryctl sync --unfrozen nightly\n", 1, 1, do_run_again},
       {Verb::cutover, "cutover", "RUN", "hand over now (live sources)",
        "  ferryctl cutover nightly\n  ferryctl cutover --rehearse nightly\n", 1, 1, do_cutover},
       {Verb::rollback, "rollback", "RUN", "return to the old volume after a swap (live sources)",

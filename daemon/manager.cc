@@ -132,7 +132,8 @@ void Manager::start_due_syncs() {
   }
   for (const auto& id : due) {
     Entry& entry = entries_.at(id);
-    if (auto asked = command_ended(entry, RunVerb::sync);
+    const bool freeze = entry.record.status.request.sync_freeze;
+    if (auto asked = command_ended(entry, freeze ? RunVerb::sync : RunVerb::sync_unfrozen);
         !asked && asked.error().code != ErrorCode::conflict) {
       entry.record.status.state = RunState::failed;
       entry.record.status.error = asked.error();

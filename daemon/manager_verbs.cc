@@ -22,6 +22,10 @@ Error over(const RunStatus& status, RunVerb verb) {
   return conflict(status, verb, std::string("the run has ended (") + run_state_name(status.state) + ")");
 }
 
+bool is_sync(RunVerb verb) {
+  return verb == RunVerb::sync || verb == RunVerb::sync_unfrozen;
+}
+
 bool is_cutover(RunVerb verb) {
   return verb == RunVerb::cutover || verb == RunVerb::rehearse;
 }
@@ -113,7 +117,7 @@ Result<json> Manager::map_run(const std::string& run, std::uint32_t cells) {
 
 /// The run itself, or all that are cut over together with it where the verb concerns them all.
 std::vector<std::string> Manager::concerned(const RunStatus& status, RunVerb verb) {
-  const bool all = is_cutover(verb) || verb == RunVerb::sync;
+  const bool all = is_cutover(verb) || is_sync(verb);
   return all && !status.group.empty() ? status.group : std::vector{status.id};
 }
 
@@ -217,6 +221,8 @@ Result<void> Manager::serves(const Entry& entry, RunVerb verb) {
   const RunStatus& status = entry.record.status;
   if (is_cutover(verb) && status.tracker != "ebpf")
     return fail(conflict(status, verb, "its source is not live, so there is nothing to hand over"));
+  if (verb == RunVerb::sync_unfrozen && status.tracker != "ebpf")
+    return fail(conflict(status, verb, "its source is not live, so nothing is frozen: a plain sync does"));
   if (verb == RunVerb::rollback || verb == RunVerb::commit)
     return fail(conflict(status, verb, "it did not swap a volume"));
   return {};
@@ -320,6 +326,7 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
     record.phase = kept ? RunPhase::copying : RunPhase::collecting;
     record.suspect = !kept;
     record.cut_over = false;
+    status.unfrozen = verb == RunVerb::sync_unfrozen;
     pins_->forget_hand_over(record);
     record.cursor = 0;
     status.bad_ranges.clear();

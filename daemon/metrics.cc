@@ -155,6 +155,9 @@ struct Metrics::Parts {
       counter("blockferry_checksum_mismatches_total", "Granules whose content was not as recorded.");
   Counter& audit_misses = counter("blockferry_audit_misses_total",
                                   "Granules of live sources written without the tracker's knowing.");
+  Counter& tracker_losses =
+      counter("blockferry_tracker_losses_total",
+              "Events that a tracker could not see; each time everything was compared.");
   Counter& retries = counter("blockferry_io_retries_total", "Requests that were tried again.");
 
   prometheus::Family<Counter>& io_errors = counters("blockferry_io_errors_total", "Requests that failed.");
@@ -209,6 +212,10 @@ void Metrics::add_io(const CopyEngineStats& before, const CopyEngineStats& now) 
 void Metrics::add_verified(std::uint64_t bytes, std::uint64_t mismatches) {
   add(parts_->verified, 0, bytes);
   add(parts_->mismatches, 0, mismatches);
+}
+
+void Metrics::add_tracker_losses(std::uint64_t count) {
+  add(parts_->tracker_losses, 0, count);
 }
 
 void Metrics::add_audit_misses(std::uint64_t granules) {

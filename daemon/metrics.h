@@ -20,6 +20,7 @@ class Metrics {
   /// Adds what happened between two readings of one engine's totals.
   void add_io(const CopyEngineStats& before, const CopyEngineStats& now);
   void add_verified(std::uint64_t bytes, std::uint64_t mismatches);
+  void add_tracker_losses(std::uint64_t count);
   void add_audit_misses(std::uint64_t granules);
   void add_pass(PassKind kind);
   void add_checkpoint(double seconds);

@@ -34,6 +34,7 @@ double seconds(Nanoseconds duration) {
 Result<void> RunCore::take_up_tracker() {
   if (record_.tracked && !live_.unclear) {
     auto adopted = environment_.adopt_tracker(record_);
+    if (adopted) record_.status.tracker_losses.add((*adopted)->losses());
     if (adopted && !(*adopted)->losses().any()) {
       live_.tracker = std::move(*adopted);
       live_.gathered_at = clock_.now();
@@ -162,8 +163,11 @@ void RunCore::live_pass_finished() {
   const std::uint64_t dirty_before = live_.dirty_before;
   live_.dirty_before = dirty;
   if (cutover_.stage != CutoverStage::none) return go_on_with_cutover(dirty, dirty_before);
+  // The first one only gathers what was written since the last sync.
+  const bool unfrozen = record_.status.unfrozen;
+  if (unfrozen && (dirty == 0 || (live_.passes > 1 && converged()))) return end(Ending::completed);
   const bool asked = live_.cutover_asked || live_.rehearsal_asked;
-  const bool wanted = asked || (!waits_for_user() && converged());
+  const bool wanted = asked || (!unfrozen && !waits_for_user() && converged());
   const bool ready = wanted && !must_verify_ahead();
   const std::string others = environment_.cutover_waits_for(record_, ready);
   live_.waits_for = ready ? others : "";
@@ -177,6 +181,8 @@ void RunCore::live_pass_finished() {
 }
 
 void RunCore::after_losses() {
+  record_.status.tracker_losses.add(live_.lost);
+  if (limits_.metrics != nullptr) limits_.metrics->add_tracker_losses(live_.lost.count());
   if (++live_.losses_in_a_row > losses_in_a_row_max) {
     return fail_run(
         make_error(ErrorCode::io, "track writes to", record_.status.source_uri,
@@ -201,6 +207,10 @@ void RunCore::note_convergence(std::uint64_t dirty) {
   if (record_.status.audit_misses > 0) {
     live_.note = "the audit found " + std::to_string(record_.status.audit_misses) +
                  " granules that were written without the tracker's knowing; everything was compared again";
+  }
+  if (const std::uint64_t lost = record_.status.tracker_losses.count(); lost > 0) {
+    live_.note = "the tracker could not see " + std::to_string(lost) +
+                 " writes; everything was compared again (tracker_losses)";
   }
   if (converged() || live_.passes < 3 || double(dirty) < 0.9 * double(live_.dirty_before)) return;
   const RunStatus& status = record_.status;

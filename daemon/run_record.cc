@@ -129,6 +129,10 @@ json body_of(const RunRecord& record) {
       {"verify_ran", status.verify_ran},
       {"audited_granules", status.audited_granules},
       {"audit_misses", status.audit_misses},
+      {"unfrozen", status.unfrozen},
+      {"tracker_losses",
+       {status.tracker_losses.records_refused, status.tracker_losses.ranges_unknown,
+        status.tracker_losses.ends_unmatched, status.tracker_losses.programs_skipped}},
       {"bad_ranges", ranges_to_json(status.bad_ranges)},
       {"restarts", status.restarts},
       {"io_engine", status.io_engine},
@@ -180,6 +184,9 @@ void read_progress(const json& body, RunStatus& status) {
   status.verify_ran = body.at("verify_ran").get<bool>();
   status.audited_granules = body.value("audited_granules", std::uint64_t(0));
   status.audit_misses = body.value("audit_misses", std::uint64_t(0));
+  status.unfrozen = body.value("unfrozen", false);
+  const auto losses = body.value("tracker_losses", std::vector<std::uint64_t>(4));
+  status.tracker_losses = {losses.at(0), losses.at(1), losses.at(2), losses.at(3)};
   for (const auto& item : body.at("bad_ranges")) {
     status.bad_ranges.push_back(
         {item.at("offset").get<std::uint64_t>(), item.at("bytes").get<std::uint64_t>()});

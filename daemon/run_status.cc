@@ -41,6 +41,13 @@ json pause_to_json(const std::optional<PauseStatus>& pause) {
           {"rehearsal", pause->rehearsal}};
 }
 
+json losses_to_json(const TrackerLosses& losses) {
+  return {{"records_refused", losses.records_refused},
+          {"ranges_unknown", losses.ranges_unknown},
+          {"ends_unmatched", losses.ends_unmatched},
+          {"programs_skipped", losses.programs_skipped}};
+}
+
 json moment_or_null(double wall_seconds) {
   return wall_seconds > 0 ? json(wall_seconds) : json(nullptr);
 }
@@ -141,6 +148,8 @@ json to_json(const RunStatus& status) {
           {"progress", progress},
           {"activity", text_or_null(status.activity)},
           {"verify", verify_to_json(status)},
+          {"unfrozen", status.unfrozen},
+          {"tracker_losses", losses_to_json(status.tracker_losses)},
           {"audit", {{"granules", status.audited_granules}, {"misses", status.audit_misses}}},
           {"granules_dirty", opened ? json(status.granules_dirty) : json(nullptr)},
           {"bad_ranges", bad_ranges_to_json(status)},

@@ -9,6 +9,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "bitmap/live_tracker.h"
 #include "blockio/base/error.h"
 #include "blockio/base/units.h"
 #include "daemon/messages/messages.h"
@@ -89,6 +90,8 @@ struct RunStatus {
   bool verify_ran = false;
   std::optional<Error> cutover_error;  ///< why the last cutover or rehearsal came to nothing; the run goes on
   std::uint64_t granules_dirty = 0;
+  bool unfrozen = false;               ///< live: this sync copies without a freeze, and is not of one moment
+  TrackerLosses tracker_losses;        ///< over all the run; each time everything was compared
   std::uint64_t audited_granules = 0;  ///< of a live source: read again between passes
   std::uint64_t audit_misses = 0;      ///< of those, written without the tracker's knowing
   std::vector<ByteRange> bad_ranges;

@@ -46,9 +46,11 @@ constexpr Named<OnReadError> read_error_choices[] = {{OnReadError::fail, "fail"}
 constexpr Named<CutoverChoice> cutovers[] = {{CutoverChoice::automatic, "auto"},
                                              {CutoverChoice::manual, "manual"}};
 constexpr Named<RunVerb> verbs[] = {
-    {RunVerb::pause, "pause"},       {RunVerb::resume, "resume"},     {RunVerb::cancel, "cancel"},
-    {RunVerb::sync, "sync"},         {RunVerb::verify, "verify"},     {RunVerb::cutover, "cutover"},
-    {RunVerb::rehearse, "rehearse"}, {RunVerb::rollback, "rollback"}, {RunVerb::commit, "commit"}};
+    {RunVerb::pause, "pause"},       {RunVerb::resume, "resume"},
+    {RunVerb::cancel, "cancel"},     {RunVerb::sync, "sync"},
+    {RunVerb::verify, "verify"},     {RunVerb::cutover, "cutover"},
+    {RunVerb::rehearse, "rehearse"}, {RunVerb::sync_unfrozen, "sync-unfrozen"},
+    {RunVerb::rollback, "rollback"}, {RunVerb::commit, "commit"}};
 
 template <typename E, std::size_t N>
 const char* name_in(const Named<E> (&table)[N], E value) {
@@ -304,7 +306,8 @@ json to_json(const RunRequest& r) {
               {"cutover_cmd", r.cutover_cmd},
               {"handover", r.handover},
               {"max_freeze_ms", r.max_freeze_ms},
-              {"sync_every_ms", r.sync_every_ms}};
+              {"sync_every_ms", r.sync_every_ms},
+              {"sync_freeze", r.sync_freeze}};
 }
 
 Result<RunRequest> run_request_from_json(const json& object) {
@@ -335,6 +338,7 @@ Result<RunRequest> run_request_from_json(const json& object) {
   reader.text_choice("handover", r.handover, {"", "fs", "dm-swap", "qemu", "cmd"});
   reader.number("max_freeze_ms", r.max_freeze_ms, time_ms_max);
   reader.number("sync_every_ms", r.sync_every_ms, time_ms_max);
+  reader.flag("sync_freeze", r.sync_freeze);
   if (auto error = reader.finish()) return fail(std::move(*error));
   if (!r.name.empty() && !is_run_name(r.name))
     return fail(invalid("name: only letters, digits, '.', '_' and '-' are possible"));

@@ -61,6 +61,7 @@ struct RunRequest {
   std::string handover;  // "", "fs", "dm-swap", "qemu", "cmd"
   std::uint64_t max_freeze_ms = 10000;
   std::uint64_t sync_every_ms = 0;
+  bool sync_freeze = true;  // the last pass of each of these is frozen
 };
 
 /// A name or id as it may stand in a request's path: [A-Za-z0-9._-]{1,64}, but "." and "..".
@@ -89,6 +90,8 @@ enum class RunVerb : std::uint8_t {
   resume,
   cancel,
   sync,
+  sync_unfrozen,  ///< "sync-unfrozen": without the pause, and so not of one moment while the source is
+                  ///< written
   verify,
   cutover,
   rehearse,

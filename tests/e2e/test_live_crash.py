@@ -4,6 +4,7 @@ source and target are the same. A tracker that may have missed something leads t
 
 BLOCKFERRY_CRASH_ROUNDS says how many kills in all.
 """
+import json
 import os
 import signal
 import threading
@@ -109,8 +110,9 @@ def test_a_ferryd_that_is_stopped_at_any_instant_of_a_cutover(ferryd, volumes):
             asking = ask_for_cutover(ferryd, name)
             time.sleep(volumes.random.random() * 0.3)  # any moment of it
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(3)  # longer than anything may stay frozen
-            assert probe.waits() < 1 * TIME_SCALE
+            time.sleep(2.2)  # longer than anything may stay frozen; the load catches up afterwards
+            wait_until(lambda: probe.waits() < 0.5, 5, "the end of the freeze")
+            assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "ferryd does not see to it itself"
             os.kill(pid, signal.SIGCONT)
             asking.join(30)
             shown = ferryd.wait_for(name, lambda shown: shown["state"] in ENDED)
@@ -157,7 +159,31 @@ def test_a_tracker_that_misses_something_meanwhile(ferryd, volumes):
         ferryd.wait_state(name, "tracking")
         forced_counter(pins_of(ferryd))
         ferryd.wait_for(name, lambda shown: "checksum" in kinds_of(shown))
-        ferryd.wait_state(name, "tracking")
+        shown = ferryd.wait_for(name, lambda shown: shown["state"] == "tracking" and shown["warning"])
+        assert shown["tracker_losses"]["records_refused"] == 1 and "could not see 1 writes" in shown["warning"]
+        ask_for_cutover(ferryd, name).join(30)
+        ferryd.wait_end(name)
+    volume.check_target()
+
+
+def test_a_tracker_without_room_for_records(ferryd, volumes):
+    """As if its map held no more than the writes that stand there."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=128 * MiB)
+    name = start(ferryd, volume)
+    ferryd.wait_state(name, "tracking")
+    pinned = pins_of(ferryd) / "records"
+    shown = json.loads(run("bpftool", "--json", "map", "show", "pinned", pinned))
+    batch = volumes.path("batch")
+    value = " ".join(["0"] * shown["bytes_value"])
+    with open(batch, "w", encoding="ascii") as file:
+        for number in range(shown["max_entries"]):
+            key = " ".join(str(byte) for byte in (number + 1).to_bytes(shown["bytes_key"], "little"))
+            file.write(f"map update pinned {pinned} key {key} value {value}\n")
+    run("bpftool", "batch", "file", batch, check=False)  # until it is full, or the tracker is replaced
+    with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"):
+        ferryd.wait_for(name, lambda shown: "checksum" in kinds_of(shown))
+        shown = ferryd.wait_state(name, "tracking")
+        assert shown["tracker_losses"]["records_refused"] > 0
         ask_for_cutover(ferryd, name).join(30)
         ferryd.wait_end(name)
     volume.check_target()

@@ -155,6 +155,24 @@ def test_a_hand_over_that_ferryd_did_not_live_to_record(ferryd, ext4, volumes):
     assert os.path.ismount(copy)
 
 
+def test_a_sync_without_a_freeze(ferryd, volumes, ext4):
+    name = ferryd.clone(ext4.source, ext4.target, options=["--keep"])["id"]
+    before = ferryd.show(name)
+    (ext4.mount / "later").write_bytes(volumes.data(MiB))
+    os.sync()
+    result = ferryd.ctl("sync", name, "--unfrozen")
+    assert "not frozen" in result.stdout
+    shown = ferryd.show(name)
+    assert shown["state"] == "completed" and shown["unfrozen"] and shown["pause"] == before["pause"]
+    assert MiB <= shown["bytes_copied"] - before["bytes_copied"] < 8 * MiB
+    with Loaded(ext4, 5, direct_rate="1m"):
+        ferryd.ctl("sync", name, "--unfrozen")
+        shown = ferryd.ctl("sync", name, "--json").json
+    assert not shown["unfrozen"] and shown["downtime_ms"] != before["downtime_ms"]
+    assert "checksum" not in [each["kind"] for each in shown["passes"]]
+    ext4.check_target()
+
+
 def test_a_device_mounted_twice_and_elsewhere(ferryd, volumes, ext4):
     """Mounts of one filesystem are frozen once; that of another namespace counts too."""
     again = volumes.path("again")

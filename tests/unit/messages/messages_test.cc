@@ -55,6 +55,7 @@ RunRequest unusual_request() {
   r.handover = "dm-swap";
   r.max_freeze_ms = 5;
   r.sync_every_ms = 60000;
+  r.sync_freeze = false;
   return r;
 }
 
@@ -185,7 +186,7 @@ TEST(RunVerbs, NamesLeadBack) {
     EXPECT_EQ(run_verb_from_name(run_verb_name(verb)), verb);
     names.insert(run_verb_name(verb));
   }
-  EXPECT_EQ(names.size(), 9U);
+  EXPECT_EQ(names.size(), 10U);
   EXPECT_FALSE(run_verb_from_name("explode"));
   EXPECT_FALSE(run_verb_from_name(""));
 }
