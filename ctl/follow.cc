@@ -129,12 +129,12 @@ bool run_ended(const json& run) {
 
 /// Asks for one run after the other; at the first that goes on ferryd takes its time, so that all are asked
 /// for about as often. True: none goes on.
-Result<bool> look_again(Client& client, std::vector<json>& runs, int wait_ms) {
+Result<bool> look_again(Client& client, std::vector<json>& runs, int patience_ms) {
   bool all_ended = true;
   for (auto& run : runs) {
     if (run_ended(run)) continue;
     auto next = client.get("/runs/" + percent_encode(text_of(run, "id")) +
-                           "?wait_ms=" + std::to_string(all_ended ? wait_ms : 0));
+                           "?wait_ms=" + std::to_string(all_ended ? patience_ms : 0));
     if (!next) return fail(next.error());
     run = std::move(*next);
     all_ended = all_ended && run_ended(run);

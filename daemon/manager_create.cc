@@ -155,6 +155,7 @@ Result<json> Manager::create_runs(std::vector<RunRequest> requests) {
   }
   if (auto done = fits_together(records); !done) return fail(done.error());
   std::vector<std::string> ids;
+  ids.reserve(records.size());
   for (const auto& record : records) ids.push_back(record.status.id);
   json answer = json::array();
   for (auto& record : records) {

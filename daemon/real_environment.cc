@@ -167,6 +167,7 @@ std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, Buf
 
 std::shared_ptr<CutoverGroup> make_cutover_group(TrackerPins& pins, const std::vector<RunRecord>& members) {
   std::vector<std::string> names;
+  names.reserve(members.size());
   for (const auto& member : members) names.push_back(member.status.id);
   return std::make_shared<CutoverGroup>(std::move(names), system_clock(),
                                         [&pins, members] { return make_quiescer_for(pins, members); });

@@ -72,10 +72,9 @@ class CutoverGroupTest : public ::testing::Test {
 
   TestClock clock;
   Calls calls;
-  std::shared_ptr<CutoverGroup> group =
-      std::make_shared<CutoverGroup>(std::vector<std::string>{"a", "b"}, clock, [this] {
-        return Result<std::unique_ptr<Quiescer>>(std::make_unique<FakeQuiescer>(calls));
-      });
+  std::shared_ptr<CutoverGroup> group = std::make_shared<CutoverGroup>(
+      std::vector<std::string>{"a", "b"}, clock,
+      [this] { return Result<std::unique_ptr<Quiescer>>(std::make_unique<FakeQuiescer>(calls)); });
 };
 
 TEST_F(CutoverGroupTest, AllWaitUntilEachIsReady) {
