@@ -109,7 +109,8 @@ def test_migrate_fences_the_source(ferryd, volumes, filesystem):
     path = volume.mount / "log"
     acknowledged = []
     with open(path, "ab", buffering=0) as log:
-        process = ferryd.spawn_ctl("migrate", str(volume.source), str(volume.target), "--json", "--cutover-cmd", COMPARE)
+        process = ferryd.spawn_ctl("migrate", str(volume.source), str(volume.target), "--json", "--max-downtime", "5s",
+                                   "--cutover-cmd", COMPARE)
         failure = None
         while failure is None:
             try:

@@ -96,7 +96,7 @@ def test_volumes_are_cloned_at_one_moment(ferryd, volumes, pair):
 def test_migrate_hands_over_all(ferryd, volumes, pair):
     said = volumes.path("said")
     with Ledger(*pair) as ledger:
-        shown = ferryd.ctl("migrate", *pairs_of(*pair), "--json", "--name", "both", "--cutover-cmd",
+        shown = ferryd.ctl("migrate", *pairs_of(*pair), "--json", "--name", "both", "--max-downtime", "5s", "--cutover-cmd",
                            f'{COMPARE_ALL} && echo "$BLOCKFERRY_RUN" >> {said}').json
         wait_until(lambda: ledger.error is not None, what="the fence")
     assert ledger.error.errno in (errno.EIO, errno.EROFS, errno.ESHUTDOWN)
