@@ -7,8 +7,8 @@
 #include <sys/sysmacros.h>
 
 #include "blockio/block_identity.h"
-#include "daemon/guarded_quiescer.h"
 #include "daemon/preflight.h"
+#include "daemon/quiesced_filesystems.h"
 #include "daemon/storage_stack.h"
 #include "daemon/tracker_pins.h"
 #include "daemon/volume_content.h"
@@ -24,9 +24,7 @@ std::uint64_t number_in(const std::string& file) {
 /// Why a volume in use cannot be tracked, or held still; empty: it can.
 std::string live_missing(const VolumeNode& node, const std::string& path) {
   if (!live_tracking_missing().empty()) return live_tracking_missing();
-  QuiescerOptions options;
-  options.sources = {path};
-  return quiescing_refused(path, node, options);
+  return quiescing_refused(path, node, FreezeOptions());
 }
 
 nlohmann::json text_or_null(const std::string& text) {

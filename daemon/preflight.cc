@@ -21,7 +21,7 @@
 #include "blockio/base/file_descriptor.h"
 #include "blockio/base/units.h"
 #include "blockio/file_device.h"
-#include "daemon/guarded_quiescer.h"
+#include "daemon/quiesced_filesystems.h"
 #include "daemon/references.h"
 #include "daemon/storage_stack.h"
 #include "daemon/tracker_pins.h"
@@ -232,7 +232,7 @@ void Preflight::check_live_source(const Examined& source) {
   }
   if (const std::string& missing = live_tracking_missing(); !missing.empty())
     return refuse(path, in_use + "this machine cannot track its writes: " + missing + otherwise);
-  if (const std::string why = quiescing_refused(request_.source, source.node, quiescer_options_for(request_));
+  if (const std::string why = quiescing_refused(request_.source, source.node, freeze_options_for(request_));
       !why.empty())
     return refuse(path, why + otherwise);
   report_.tracker = "ebpf";

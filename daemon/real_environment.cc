@@ -5,6 +5,7 @@
 
 #include "blockio/file_device.h"
 #include "daemon/guarded_quiescer.h"
+#include "daemon/quiesced_filesystems.h"
 #include "daemon/run_core.h"
 
 namespace blockferry {
@@ -123,14 +124,20 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
 /// One quiescer for all these volumes. Its commands are told of each, in order.
 Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
                                                     const std::vector<RunRecord>& members) {
-  QuiescerOptions options = quiescer_options_for(members.front().status.request);
-  options.sources.clear();
-  options.targets.clear();
+  const RunRequest& request = members.front().status.request;
+  QuiescerOptions options;
+  options.quiesce_cmd = request.quiesce_cmd;
+  options.resume_cmd = request.resume_cmd;
+  options.cutover_cmd = request.cutover_cmd;
+  std::vector<std::unique_ptr<QuiescedVolume>> volumes;
   std::string runs, sources, targets;
   for (const auto& member : members) {
     const RunStatus& status = member.status;
+    auto volume = open_quiesced_filesystems(status.source_uri, freeze_options_for(request));
+    if (!volume) return fail(volume.error());
+    volumes.push_back(std::move(*volume));
     const std::string space = runs.empty() ? "" : " ";
-    options.sources.push_back(status.source_uri);
+    options.sources += (space.empty() ? "" : ", ") + status.source_uri;
     for (const auto& target : status.targets) options.targets.push_back(target.uri);
     runs += space + status.id;
     sources += space + status.source_uri;
@@ -138,12 +145,12 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
   }
   options.environment = {"BLOCKFERRY_RUN=" + runs, "BLOCKFERRY_SOURCE=" + sources,
                          "BLOCKFERRY_TARGET=" + targets};
-  if (options.hands_over || !options.cutover_cmd.empty()) {
+  if (request.kind == RunKind::migrate || !options.cutover_cmd.empty()) {
     auto directory = pins.make_mark_directory(members.front());
     if (!directory) return fail(directory.error());
     options.mark_directory = std::move(*directory);
   }
-  return make_guarded_quiescer(options);
+  return make_guarded_quiescer(std::move(options), std::move(volumes));
 }
 
 Result<std::unique_ptr<Quiescer>> RealEnvironment::make_quiescer(const RunRecord& record, bool rehearsal) {

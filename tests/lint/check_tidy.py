@@ -18,7 +18,7 @@ import tree
 
 BUILD = Path(sys.argv[1]).resolve()
 PASSED = BUILD / "tidy-passed"
-ROOMS = ("blockio", "bitmap", "daemon", "ctl", "tests")
+ROOMS = ("blockio", "bitmap", "guard", "daemon", "ctl", "tests")
 CHECKS = {
     # The data path: few templates of others, so that the static analyzer is quick.
     "blockio": ["--checks=clang-analyzer-core.*,clang-analyzer-cplusplus.*,clang-analyzer-unix.*"],

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/guard_process.h"
+
+#include <algorithm>
+#include <cerrno>
+
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char** environ;
+
+namespace blockferry {
+
+namespace {
+
+/// It lies beside this program.
+std::string guard_path() {
+  char path[PATH_MAX];
+  const ssize_t length = ::readlink("/proc/self/exe", path, sizeof path);
+  const std::string self(path, length > 0 ? std::size_t(length) : 0);
+  return self.substr(0, self.rfind('/') + 1) + "ferryd-guard";
+}
+
+/// Puts `descriptors` at guard_socket_fd and up. Twice, so that none is overwritten before it has been
+/// copied.
+void pass_on(posix_spawn_file_actions_t& files, const std::vector<int>& descriptors) {
+  const int beyond = 1 + *std::max_element(descriptors.begin(), descriptors.end());
+  const int base = std::max(beyond, guard_socket_fd + int(descriptors.size()));
+  for (int i = 0; i < int(descriptors.size()); ++i)
+    posix_spawn_file_actions_adddup2(&files, descriptors[std::size_t(i)], base + i);
+  for (int i = 0; i < int(descriptors.size()); ++i)
+    posix_spawn_file_actions_adddup2(&files, base + i, guard_socket_fd + i);
+  posix_spawn_file_actions_addclosefrom_np(&files, guard_socket_fd + int(descriptors.size()));
+  for (const int standard : {0, 1, 2})  // the log may be frozen
+    posix_spawn_file_actions_addopen(&files, standard, "/dev/null", O_RDWR, 0);
+}
+
+std::vector<char*> pointers(std::vector<std::string>& words) {
+  std::vector<char*> list;
+  list.reserve(words.size() + 1);
+  for (auto& word : words) list.push_back(word.data());
+  list.push_back(nullptr);
+  return list;
+}
+
+}  // namespace
+
+GuardProcess::~GuardProcess() {
+  socket_.reset();
+  if (process_ != 0) ::waitpid(process_, nullptr, 0);
+}
+
+Result<void> GuardProcess::start(const GuardOptions& options) {
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+    return fail(error_from_errno(errno, "make a socket for", "the guard"));
+  socket_ = FileDescriptor(pair[0]);
+  const FileDescriptor theirs(pair[1]);
+  std::vector<int> descriptors{theirs.get(), options.mark};
+  std::vector<std::string> arguments{"ferryd-guard", options.cutover_cmd};
+  for (const auto& hold : options.holds) {
+    arguments.push_back(hold.kind);
+    for (const int descriptor : hold.descriptors) {
+      arguments.push_back(std::to_string(guard_socket_fd + int(descriptors.size())));
+      descriptors.push_back(descriptor);
+    }
+    arguments.insert(arguments.end(), hold.words.begin(), hold.words.end());
+  }
+  std::vector<std::string> variables = options.environment;
+  for (char** variable = environ; *variable != nullptr; ++variable) variables.emplace_back(*variable);
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  pass_on(files, descriptors);
+  const std::string path = guard_path();
+  const int error = ::posix_spawn(&process_, path.c_str(), &files, nullptr, pointers(arguments).data(),
+                                  pointers(variables).data());
+  posix_spawn_file_actions_destroy(&files);
+  if (error == 0) return {};
+  process_ = 0;
+  return fail(error_from_errno(error, "start", path));
+}
+
+Result<GuardAnswer> GuardProcess::ask(GuardRequest request, Nanoseconds patience) {
+  const auto gone = [] {
+    return fail(make_error(ErrorCode::internal, "talk to", "the guard", "it has ended, or does not answer"));
+  };
+  if (::send(socket_.get(), &request, sizeof request, MSG_NOSIGNAL) != ssize_t(sizeof request)) return gone();
+  GuardAnswer answer{};
+  pollfd event{socket_.get(), POLLIN, 0};
+  const auto milliseconds = std::chrono::duration_cast<std::chrono::milliseconds>(patience).count();
+  if (::poll(&event, 1, int(milliseconds)) <= 0) return gone();
+  if (::recv(socket_.get(), &answer, sizeof answer, 0) != ssize_t(sizeof answer)) return gone();
+  answer.detail[sizeof answer.detail - 1] = '\0';
+  return answer;
+}
+
+}  // namespace blockferry

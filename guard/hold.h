@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// One thing that keeps the source still. All that it needs is opened before: while something is quiesced, it
+// touches no file.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace blockferry {
+
+struct HoldFailure {
+  int errno_value = 0;
+  std::string detail;  ///< where errno does not say it
+};
+
+/// Its calls never overlap. release() comes from another thread when the time is over.
+class Hold {
+ public:
+  virtual ~Hold() = default;
+
+  /// When it returns nothing, what was written before has been sent to the device, and nobody writes until
+  /// release(). May block; gives up when `limit` has passed or `give_up` is set, as far as it can.
+  virtual std::optional<HoldFailure> take(std::chrono::milliseconds limit,
+                                          const std::atomic<bool>& give_up) = 0;
+
+  /// Precondition: taken. The source is given up: from release() on nobody writes to it whose writes would be
+  /// lost. May be undone by `take_back` until the release, where another hold's failed.
+  virtual std::optional<HoldFailure> hand_over() { return std::nullopt; }
+  virtual void take_back() {}
+
+  /// After take() was begun, whatever came of it.
+  virtual void release(bool handed_over) = 0;
+
+  /// It is released by a command, which must not meet one of ours that is still being killed.
+  virtual bool released_by_command() const { return false; }
+};
+
+std::unique_ptr<Hold> make_filesystem_hold(int fd, bool fence);
+std::unique_ptr<Hold> make_command_hold(std::string quiesce_cmd, std::string resume_cmd);
+
+}  // namespace blockferry
