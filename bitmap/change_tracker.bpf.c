@@ -131,18 +131,25 @@ static bool is_unclear(unsigned int flags, unsigned int bytes) {
   return operation >= FIRST_DRIVER_OPERATION || (operation >= FIRST_ZONE_OPERATION && bytes == 0);
 }
 
-static void remember(struct bio* bio) {
+static bool covers(const struct TrackerRecord* record, const struct TrackerRecord* other) {
+  return record->sector <= other->sector && record->end >= other->end;
+}
+
+/// `part`: of a bio that is being split. device-mapper goes on with the remainder as the very bio that was
+/// queued, and tells of one end only, that of all its parts: so what the bio was queued with stays on record.
+static void remember(struct bio* bio, bool part) {
   const __u64 key = (__u64)bio;
   struct TrackerRecord record = {
       .sector = bio->bi_iter.bi_sector,
       .end = bio->bi_iter.bi_sector + (bio->bi_iter.bi_size >> 9),
       .queued_ns = bpf_ktime_get_ns(),
   };
-  long status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
+  // Of 32 bits: before 6.3 the kernel does not extend the sign of what its maps answer.
+  int status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
   if (status == ENTRY_EXISTS) {
-    // Its end was not seen, and the bio serves again.
     const struct TrackerRecord* old = bpf_map_lookup_elem(&records, &key);
-    if (old) mark(old->sector, old->end);
+    if (part && old && covers(old, &record)) return;
+    if (old) mark(old->sector, old->end);  // its end was not seen, and the bio serves again
     count(&counters.ends_unseen);
     status = bpf_map_update_elem(&records, &key, &record, BPF_ANY);
   }
@@ -164,14 +171,14 @@ int BPF_PROG(on_bio_queue, struct bio* bio) {
   const unsigned int flags = bio->bi_opf;
   if (!changes_data(flags) || !is_target(bio->bi_bdev->bd_disk)) return 0;
   if (is_unclear(flags, bio->bi_iter.bi_size)) count(&counters.ranges_unknown);
-  remember(bio);
+  remember(bio, false);
   return 0;
 }
 
-/// The part split off is a bio of its own, of which no queueing is told.
+/// A part that is split off is a bio of its own, of which no queueing is told.
 SEC("tp_btf/block_split")
 int BPF_PROG(on_split, struct bio* bio) {
-  if (changes_data(bio->bi_opf) && is_target(bio->bi_bdev->bd_disk)) remember(bio);
+  if (changes_data(bio->bi_opf) && is_target(bio->bi_bdev->bd_disk)) remember(bio, true);
   return 0;
 }
 
