@@ -16,6 +16,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,6 +40,7 @@ struct bio {
   struct block_device* bi_bdev;
   unsigned int bi_opf;
   struct bvec_iter bi_iter;
+  void* bi_private;
 };
 struct request_queue {
   struct gendisk* disk;
@@ -232,10 +234,16 @@ int BPF_PROG(on_request_complete, struct request* request, int error, unsigned i
   return 0;
 }
 
+/// A part that nobody told of the splitting of (md's) leads to the whole, which ends after all its parts.
+static bool whole_stands(const struct bio* part) {
+  const __u64 key = (__u64)part->bi_private;
+  return bpf_map_lookup_elem(&records, &key) != NULL;
+}
+
 /// Of devices without requests. By now the bio has forgotten its range.
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(on_bio_complete, struct request_queue* queue, struct bio* bio) {
   if (!changes_data(bio->bi_opf) || forget(bio)) return 0;
-  if (bio->bi_bdev && is_target(bio->bi_bdev->bd_disk)) count(&counters.ends_unmatched);
+  if (bio->bi_bdev && is_target(bio->bi_bdev->bd_disk) && !whole_stands(bio)) count(&counters.ends_unmatched);
   return 0;
 }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tracker on device-mapper devices, which cut bios at the ends of their segments.
+// The tracker on devices that cut bios to pieces: device-mapper at the ends of segments, md at those of
+// chunks.
+#include <fstream>
+
 #include "tests/unit/bitmap/tracked_volume.h"
 
 namespace blockferry::test {
@@ -57,6 +60,27 @@ TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenAcrossSegments) {
   expect_faithful_copy(mapped.path(), 2 * segment);
 }
 
+/// The kernel cuts a discard to what the device takes at a time.
+TEST_F(EbpfTrackerMappedTest, NothingStandsOfADiscardInManyParts) {
+  const MappedDevice mapped(line(0, "linear " + first_.path() + " 0") +
+                            line(segment, "linear " + second_.path() + " 0"));
+  ASSERT_TRUE(mapped.valid());
+  auto tracker = attached(mapped.path());
+  ASSERT_TRUE(tracker);
+  std::ofstream(tracked_range_of(mapped.path())->sysfs + "/queue/discard_max_bytes") << 64 * KiB;
+  const auto fd = open_direct(mapped.path());
+  constexpr std::uint64_t first = segment / page - 256, count = 512;
+  std::uint64_t range[2] = {first * page, count * page};
+  ASSERT_EQ(::ioctl(fd.get(), BLKDISCARD, range), 0) << std::strerror(errno);
+  std::set<std::uint64_t> discarded;
+  for (std::uint64_t granule = first; granule < first + count; ++granule) discarded.insert(granule);
+  expect_marks(*tracker, collected(*tracker, granules), discarded);
+  const auto queued = tracker->queued();
+  ASSERT_TRUE(queued);
+  EXPECT_TRUE(queued->empty()) << queued->size() << " ranges stand";
+  expect_no_losses(*tracker);
+}
+
 /// Its first part lands long after the second one, when the pass that took the marks of both is over.
 TEST_F(EbpfTrackerMappedTest, APartThatLandsLateIsMarkedThen) {
   const MappedDevice mapped(line(0, "delay " + first_.path() + " 0 0 " + first_.path() + " 0 1000") +
@@ -84,6 +108,33 @@ TEST_F(EbpfTrackerMappedTest, APartThatLandsLateIsMarkedThen) {
   expect_marks(*tracker, collected(*tracker, granules), written);
   EXPECT_TRUE(collected(*tracker, granules).empty());
   expect_no_losses(*tracker);
+}
+
+/// Two disks striped by md.
+class StripedDevice {
+ public:
+  StripedDevice(const std::string& first, const std::string& second) {
+    made_ = run_program({"mdadm", "--build", path(), "--level=0", "--chunk=64", "--raid-devices=2", first,
+                         second}) == 0;
+  }
+  ~StripedDevice() {
+    if (made_) run_program({"mdadm", "--stop", path()});
+  }
+  StripedDevice(const StripedDevice&) = delete;
+  StripedDevice& operator=(const StripedDevice&) = delete;
+  bool valid() const { return made_; }
+  static std::string path() { return "/dev/md177"; }
+
+ private:
+  bool made_ = false;
+};
+
+/// md tells of the ends of parts of whose beginnings it did not tell.
+TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenAcrossChunks) {
+  const StripedDevice striped(first_.path(), second_.path());
+  ASSERT_TRUE(striped.valid());
+  expect_exact_marks(striped.path(), 2 * segment);
+  expect_faithful_copy(striped.path(), 2 * segment);
 }
 
 }  // namespace
