@@ -133,8 +133,8 @@ class StripedDevice {
 TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenAcrossChunks) {
   const StripedDevice striped(first_.path(), second_.path());
   ASSERT_TRUE(striped.valid());
-  expect_exact_marks(striped.path(), 2 * segment);
-  expect_faithful_copy(striped.path(), 2 * segment);
+  expect_exact_marks(StripedDevice::path(), 2 * segment);
+  expect_faithful_copy(StripedDevice::path(), 2 * segment);
 }
 
 }  // namespace
