@@ -8,9 +8,11 @@
 #include <fcntl.h>
 #include <libaio.h>
 #include <linux/falloc.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "blockio/base/check.h"
+#include "blockio/return_box.h"
 
 namespace blockferry {
 
@@ -31,7 +33,11 @@ class AioQueue : public FileQueue {
   void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) override;
   void post(IoRequest& request, std::int64_t result) override { posted_.emplace_back(&request, result); }
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
-  std::size_t in_flight() const override { return waiting_.size() + posted_.size() + in_kernel_; }
+  void lend(IoRequest& request) override { returns_.lend(request); }
+  void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
+  std::size_t in_flight() const override {
+    return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
+  }
   const char* name() const override { return "libaio"; }
 
  private:
@@ -52,6 +58,8 @@ class AioQueue : public FileQueue {
   int zero(File& file, const Pending& pending) const;
   void fill(iocb& control, const Pending& pending) const;
   void take_posted(std::vector<IoRequest*>& completed);
+  void watch_returns();
+  void reap(std::int64_t left_ns, std::vector<IoRequest*>& completed);
   static std::int64_t now_ns() { return system_clock().now().count(); }
 
   const unsigned depth_;
@@ -65,6 +73,9 @@ class AioQueue : public FileQueue {
   std::vector<io_event> events_;
   bool flush_blocks_ = false;  ///< the kernel refused an asynchronous flush
   std::size_t in_kernel_ = 0;
+  ReturnBox returns_;
+  iocb returns_control_{};         ///< waits for something to come back
+  bool watching_returns_ = false;  ///< it is in the kernel
 };
 
 AioQueue::~AioQueue() {
@@ -74,14 +85,14 @@ AioQueue::~AioQueue() {
 }
 
 Result<void> AioQueue::open() {
-  if (const int error = ::io_setup(int(depth_), &context_); error < 0) {
+  if (const int error = ::io_setup(int(depth_) + 1, &context_); error < 0) {
     Error failure = error_from_errno(-error, "set up asynchronous I/O", "");
     if (error == -EAGAIN) failure.hint = "the system's limit is reached; raise the sysctl fs.aio-max-nr";
     if (error == -ENOSYS || error == -EPERM) failure.code = ErrorCode::unsupported;
     return fail(failure);
   }
   controls_.resize(depth_);
-  events_.resize(depth_);
+  events_.resize(depth_ + 1);
   for (unsigned i = depth_; i > 0; --i) free_.push_back(i - 1);
   return {};
 }
@@ -193,27 +204,47 @@ void AioQueue::take_posted(std::vector<IoRequest*>& completed) {
   posted_.clear();
 }
 
+void AioQueue::watch_returns() {
+  if (returns_.lent() == 0 || watching_returns_) return;
+  ::io_prep_poll(&returns_control_, returns_.event_fd(), POLLIN);
+  iocb* list[] = {&returns_control_};
+  watching_returns_ = ::io_submit(context_, 1, list) == 1;
+}
+
+void AioQueue::reap(std::int64_t left_ns, std::vector<IoRequest*>& completed) {
+  timespec limit{left_ns / 1'000'000'000, left_ns % 1'000'000'000};
+  const int count =
+      ::io_getevents(context_, left_ns > 0 ? 1 : 0, long(events_.size()), events_.data(), &limit);
+  for (int i = 0; i < count; ++i) {
+    const io_event& event = events_[std::size_t(i)];
+    if (event.obj == &returns_control_) {
+      watching_returns_ = false;
+      continue;
+    }
+    auto* request = static_cast<IoRequest*>(event.data);
+    free_.push_back(unsigned(event.obj - controls_.data()));
+    --in_kernel_;
+    request->result = std::min<std::int64_t>(std::int64_t(event.res), std::int64_t(request->bytes));
+    request->completed_at_ns = now_ns();
+    completed.push_back(request);
+  }
+}
+
 void AioQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
   const std::size_t before = completed.size();
   const std::int64_t give_up = now_ns() + timeout.count();
   for (;;) {
     submit_waiting();
     take_posted(completed);
-    if (in_kernel_ == 0) return;
-    const bool some = completed.size() > before;
-    const std::int64_t left = some ? 0 : std::max<std::int64_t>(0, give_up - now_ns());
-    timespec limit{left / 1'000'000'000, left % 1'000'000'000};
-    const int count =
-        ::io_getevents(context_, left > 0 ? 1 : 0, long(events_.size()), events_.data(), &limit);
-    for (int i = 0; i < count; ++i) {
-      auto* request = static_cast<IoRequest*>(events_[std::size_t(i)].data);
-      free_.push_back(unsigned(events_[std::size_t(i)].obj - controls_.data()));
-      --in_kernel_;
-      request->result =
-          std::min<std::int64_t>(std::int64_t(events_[std::size_t(i)].res), std::int64_t(request->bytes));
-      request->completed_at_ns = now_ns();
-      completed.push_back(request);
-    }
+    returns_.take(completed);
+    if (in_kernel_ == 0 && returns_.lent() == 0) return;
+    watch_returns();
+    const std::int64_t left = completed.size() > before ? 0 : std::max<std::int64_t>(0, give_up - now_ns());
+    // A kernel that cannot watch (before 4.18) is asked again and again.
+    constexpr std::int64_t moment_ns = 1'000'000;
+    const bool blind = returns_.lent() > 0 && !watching_returns_;
+    reap(blind ? std::min(left, moment_ns) : left, completed);
+    returns_.take(completed);
     if (completed.size() > before || left == 0) return;
   }
 }

@@ -21,6 +21,7 @@
 
 #include "blockio/base/check.h"
 #include "blockio/base/checksum.h"
+#include "blockio/request_error.h"
 
 namespace blockferry {
 
@@ -33,19 +34,12 @@ constexpr std::uint64_t poll_bytes_max = 512 * KiB;
 constexpr unsigned interruptions_max = 1000;  // EINTR and EAGAIN in a row that are put up with
 
 bool is_gone(int errno_value) {
-  return errno_value == ENODEV || errno_value == ENXIO || errno_value == ENOMEDIUM;
+  return errno_value == ENODEV || errno_value == ENXIO || errno_value == ENOMEDIUM || errno_value == ENOTCONN;
 }
 
 /// What a short count leaves is asked for again from a page's start: direct I/O takes nothing else.
 std::uint64_t usable_count(std::uint64_t done, std::uint64_t asked) {
   return done >= asked ? asked : done / page_bytes * page_bytes;
-}
-
-Error ended_early(const Device& device, std::uint64_t offset) {
-  Error error =
-      make_error(ErrorCode::device_gone, "read", device.info().uri, "it ended early; has it shrunk?");
-  error.offset = offset;
-  return error;
 }
 
 }  // namespace
@@ -240,8 +234,7 @@ void CopyEngine::read_failed(Slot& slot, int errno_value) {
     }
     if (options_.skip_unreadable) return skip_granule(slot);
   }
-  slot.result.read_error =
-      error_from_errno(errno_value, "read", slot.read_from->info().uri, slot.read.io.offset);
+  slot.result.read_error = request_error(errno_value, "read", *slot.read_from, slot.read.io.offset);
   finish_job(slot);
 }
 
@@ -379,9 +372,8 @@ void CopyEngine::write_failed(TargetWork& work, int errno_value) {
   }
   auto& error = work.request.slot->result.target_errors[target];
   if (!error) {
-    error = error_from_errno(errno_value, io.operation == IoOperation::zero ? "zero" : "write",
-                             targets_[target]->info().uri, io.offset);
-    if (error->code == ErrorCode::no_space) error->hint = "make room and resume the run";
+    error = request_error(errno_value, io.operation == IoOperation::zero ? "zero" : "write",
+                          *targets_[target], io.offset);
   }
   work_done(work);
 }
@@ -417,7 +409,7 @@ void CopyEngine::finished_flush(Request& request) {
   if (request.io.result < 0) {
     ++stats_.write_errors;
     flush_errors_[request.target] =
-        error_from_errno(int(-request.io.result), "flush", targets_[request.target]->info().uri);
+        request_error(int(-request.io.result), "flush", *targets_[request.target], std::nullopt);
   }
   if (--flushes_left_ == 0) flush_finished_ = true;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block device, as the engine sees it: real ones (file_device.h), later NBD, and in tests FaultDevice and
-// SimDevice.
+// A block device, as the engine sees it: real ones (file_device.h), volumes behind NBD servers
+// (nbd_device.h), and in tests FaultDevice and SimDevice.
 //
 // A device is submitted requests, and its queue (io_queue.h) gives them back when they are done. One thread
 // owns a queue and every device on it.
@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "blockio/base/error.h"
 #include "blockio/base/units.h"
@@ -37,7 +38,8 @@ struct IoRequest {
   std::byte* data = nullptr;  ///< read and write only; inside the memory registered with the queue
 
   /// Set when it comes back: bytes done, never more than `bytes` (short counts happen), 0 for zero and flush,
-  /// or -errno.
+  /// or -errno. -ESTALE, of a flush alone: the device is well, but its connection broke since the last good
+  /// flush, and what was written since, or is in flight now, may not be there: it must be written again.
   std::int64_t result = 0;
 
   // Kept by the device and the queue; the submitter may read them.
@@ -47,10 +49,10 @@ struct IoRequest {
   void* owner = nullptr;  ///< the submitter's own
 };
 
-enum class DeviceKind : std::uint8_t { block, file, simulated };
+enum class DeviceKind : std::uint8_t { block, file, nbd, simulated };
 
 struct DeviceInfo {
-  std::string uri;  ///< as shown to people: an absolute path
+  std::string uri;  ///< as shown to people: an absolute path, or a URI
   std::string
       identity;  ///< names the same volume over restarts: "diskseq:…", "file:dev:inode", partition UUIDs
   DeviceKind kind = DeviceKind::file;
@@ -75,8 +77,15 @@ class Device {
   /// Takes the request; it comes back, in any order, out of IoQueue::wait(). Never blocks for the I/O itself.
   virtual void submit(IoRequest& request) = 0;
 
-  /// The region that begins at `offset` (offset < bytes). A device without holes answers {false, bytes}.
+  /// The region that begins at `offset` (offset < bytes). A device without holes answers {false, bytes}. It
+  /// may answer from what it asked before, until forget_regions().
   virtual Result<DeviceRegion> region_at(std::uint64_t offset) = 0;
+  /// The volume may have been written since: holes that were seen before are none any more.
+  virtual void forget_regions() {}
+
+  /// Ranges where a write of ours that was given up may still be carried out, at any later time: what was
+  /// written there since must be read back and compared before anybody relies on it.
+  virtual std::vector<ByteRange> doubtful_ranges() { return {}; }
 
   /// An opaque text that differs whenever the device may have been written since an earlier call (write
   /// counters of the disk, a file's change time), or nothing where the device cannot vouch for that. Equal

@@ -54,6 +54,11 @@ class FileQueue : public IoQueue {
   /// size).
   virtual void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) = 0;
 
+  // For devices whose I/O is done by threads of their own: each request that is lent counts as in flight
+  // until some thread has given it back. It comes out of the next wait(), which it ends.
+  virtual void lend(IoRequest& request) = 0;
+  virtual void give_back(IoRequest& request, std::int64_t result) = 0;  ///< from any thread
+
   /// "io_uring" or "libaio", for people and metrics.
   virtual const char* name() const = 0;
 };

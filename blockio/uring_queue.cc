@@ -8,11 +8,13 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <linux/falloc.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "blockio/base/check.h"
+#include "blockio/return_box.h"
 
 namespace blockferry {
 
@@ -20,6 +22,7 @@ namespace {
 
 constexpr unsigned file_slots = 32;
 constexpr std::size_t registration_bytes_max = 1 << 30;  // the kernel's limit a buffer
+constexpr std::uint64_t returns_mark = UINT64_MAX;       // the user data of what watches the returns
 constexpr int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 constexpr int zero_range = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 
@@ -36,7 +39,11 @@ class UringQueue : public FileQueue {
   void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) override;
   void post(IoRequest& request, std::int64_t result) override;
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
-  std::size_t in_flight() const override { return waiting_.size() + posted_.size() + in_kernel_; }
+  void lend(IoRequest& request) override { returns_.lend(request); }
+  void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
+  std::size_t in_flight() const override {
+    return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
+  }
   const char* name() const override { return "io_uring"; }
 
  private:
@@ -54,6 +61,7 @@ class UringQueue : public FileQueue {
   Result<void> check_features();
   void take_posted(std::vector<IoRequest*>& completed);
   void enable();
+  void watch_returns();
   void prepare_waiting();
   void prepare(io_uring_sqe& entry, const Pending& pending) const;
   bool in_registered_memory(const IoRequest& request, std::uint64_t bytes) const;
@@ -73,6 +81,8 @@ class UringQueue : public FileQueue {
   std::vector<unsigned> free_;   ///< of slots_
   std::vector<std::pair<IoRequest*, std::int64_t>> posted_;
   std::size_t in_kernel_ = 0;
+  ReturnBox returns_;
+  bool watching_returns_ = false;  ///< the kernel will say when something has come back
 };
 
 UringQueue::~UringQueue() {
@@ -226,6 +236,15 @@ void UringQueue::prepare(io_uring_sqe& entry, const Pending& pending) const {
   if (files_registered_) entry.flags |= IOSQE_FIXED_FILE;
 }
 
+void UringQueue::watch_returns() {
+  if (returns_.lent() == 0 || watching_returns_) return;
+  io_uring_sqe* entry = ::io_uring_get_sqe(&ring_);
+  if (entry == nullptr) return;  // the ring is full: something is about to end anyway
+  ::io_uring_prep_poll_add(entry, returns_.event_fd(), POLLIN);
+  ::io_uring_sqe_set_data64(entry, returns_mark);
+  watching_returns_ = true;
+}
+
 void UringQueue::prepare_waiting() {
   while (!waiting_.empty() && !free_.empty()) {
     io_uring_sqe* entry = ::io_uring_get_sqe(&ring_);
@@ -243,6 +262,11 @@ void UringQueue::prepare_waiting() {
 void UringQueue::reap(std::vector<IoRequest*>& completed) {
   io_uring_cqe* cqe = nullptr;
   while (::io_uring_peek_cqe(&ring_, &cqe) == 0 && cqe != nullptr) {
+    if (cqe->user_data == returns_mark) {
+      watching_returns_ = false;
+      ::io_uring_cqe_seen(&ring_, cqe);
+      continue;
+    }
     const auto index = unsigned(cqe->user_data);
     const int result = cqe->res;
     ::io_uring_cqe_seen(&ring_, cqe);
@@ -283,9 +307,11 @@ void UringQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
   take_posted(completed);
   const std::int64_t give_up = now_ns() + timeout.count();
   for (;;) {
+    returns_.take(completed);
+    watch_returns();
     prepare_waiting();
     const std::int64_t left = std::max<std::int64_t>(0, give_up - now_ns());
-    if (in_kernel_ == 0) return;
+    if (in_kernel_ == 0 && returns_.lent() == 0) return;
     if (completed.size() > before || left == 0) {
       const int done = ::io_uring_submit_and_get_events(&ring_);
       BLOCKFERRY_CHECK(done != -EEXIST, "an I/O queue was used by two threads");
@@ -297,6 +323,7 @@ void UringQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
     const int done = ::io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &limit, nullptr);
     BLOCKFERRY_CHECK(done != -EEXIST, "an I/O queue was used by two threads");
     reap(completed);
+    returns_.take(completed);
     // An interrupted wait, or only a zero request that goes the second way: once more.
     if (completed.size() > before && waiting_.empty()) return;
   }

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <sstream>
+#include <utility>
 
 #include <boost/program_options.hpp>
 #include <unistd.h>
@@ -41,6 +42,9 @@ options::options_description describe(Verb verb) {
     add("io-size", text(), "bytes a request, as 1M (chosen by itself)");
     add("granule", text(), "the unit of checksums, as 4K (chosen by volume size)");
     add("io-engine", text(), "auto, uring or aio");
+    add("tls-certificates", text(),
+        "a directory: ca-cert.pem, client-cert.pem, client-key.pem (nbds volumes)");
+    add("tls-psk-file", text(), "a file of USER:KEY lines (nbds volumes)");
     add("no-verify", "do not read the targets back at the end");
     add("overwrite", "replace what the target holds");
     add("force", "go on where ferryd would rather not; `check` says where that is");
@@ -163,6 +167,9 @@ void read_request(Reader& reader, RunRequest& request) {
   reader.size("io-size", request.io_size_bytes);
   reader.size("granule", request.granule_bytes);
   reader.choice("io-engine", {{"auto", "auto"}, {"uring", "uring"}, {"aio", "aio"}}, request.io_engine);
+  if (reader.has("tls-certificates"))
+    request.tls_certificates = absolute_path(reader.text("tls-certificates"));
+  if (reader.has("tls-psk-file")) request.tls_psk_file = absolute_path(reader.text("tls-psk-file"));
   request.verify = !reader.has("no-verify");
   request.overwrite = reader.has("overwrite");
   request.force = reader.has("force");
@@ -209,17 +216,43 @@ Result<void> check_words(const Command& command, const VerbInfo& info) {
   return {};
 }
 
-/// SRC=DST …: whoever has a volume with such a name gives it a link.
+bool is_uri(const std::string& path) {
+  if (path.starts_with("qemu:")) return true;
+  const auto colon = path.find("://");
+  if (colon == std::string::npos || colon == 0) return false;
+  return std::all_of(path.begin(), path.begin() + std::ptrdiff_t(colon), [](unsigned char letter) {
+    return letter < 0x80 && (std::isalnum(letter) != 0 || letter == '+' || letter == '-' || letter == '.');
+  });
+}
+
+/// Where a = may stand between two volumes. Those of a URI's parameters do not (elsewhere in a URI one is
+/// %3D); whoever has a path with one gives it a link.
+std::vector<std::size_t> pair_separators(const std::string& word) {
+  std::vector<std::size_t> found;
+  bool parameter = false, uri = is_uri(word);
+  for (std::size_t i = 0; i < word.size(); ++i) {
+    if (uri && (word[i] == '?' || word[i] == '&')) {
+      parameter = true;
+    } else if (word[i] == '=' && !std::exchange(parameter, false)) {
+      found.push_back(i);
+      uri = is_uri(word.substr(i + 1));
+    }
+  }
+  return found;
+}
+
+/// SRC=DST ….
 bool are_pairs(const Command& command) {
   return takes_volumes(command.verb) && !command.words.empty() &&
          std::all_of(command.words.begin(), command.words.end(),
-                     [](const auto& word) { return word.find('=') != std::string::npos; });
+                     [](const auto& word) { return !pair_separators(word).empty(); });
 }
 
 Result<void> read_pairs(Command& command) {
   for (const auto& word : command.words) {
-    const auto at = word.find('=');
-    if (at == 0 || at + 1 == word.size() || word.find('=', at + 1) != std::string::npos)
+    const auto separators = pair_separators(word);
+    const auto at = separators.front();
+    if (at == 0 || at + 1 == word.size() || separators.size() > 1)
       return fail(usage(info_of(command.verb).name, word, "SRC=DST is expected, for each of the volumes"));
     command.pairs.push_back({absolute_path(word.substr(0, at)), absolute_path(word.substr(at + 1))});
   }
@@ -274,15 +307,6 @@ Result<void> read_options(const std::vector<std::string>& rest, Command& command
   if (command.verb == Verb::set) read_change(reader, command.change);
   if (reader.error()) return fail(*reader.error());
   return {};
-}
-
-bool is_uri(const std::string& path) {
-  if (path.starts_with("qemu:")) return true;
-  const auto colon = path.find("://");
-  if (colon == std::string::npos || colon == 0) return false;
-  return std::all_of(path.begin(), path.begin() + std::ptrdiff_t(colon), [](unsigned char letter) {
-    return letter < 0x80 && (std::isalnum(letter) != 0 || letter == '+' || letter == '-' || letter == '.');
-  });
 }
 
 /// JSON, in which all of this goes to ferryd, knows nothing else.

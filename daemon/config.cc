@@ -49,6 +49,9 @@ options::options_description describe(Config& config, Texts& texts) {
   add("stall-warning", options::value(&texts.stall_warning)->default_value("10s"),
       "report a device that has not answered for so long");
   add("io-engine", options::value(&texts.io_engine)->default_value("auto"), "auto, uring or aio");
+  add("tls-certificates", options::value(&config.tls_certificates),
+      "of nbds volumes: a directory with ca-cert.pem, client-cert.pem, client-key.pem");
+  add("tls-psk-file", options::value(&config.tls_psk_file), "of nbds volumes: a file of USER:KEY lines");
   add("log-level", options::value(&config.log_level)->default_value(config.log_level),
       "error, warning, info or debug");
   return description;
@@ -72,6 +75,9 @@ Result<void> convert(const Texts& texts, Config& config) {
   if (config.log_level != "error" && config.log_level != "warning" && config.log_level != "info" &&
       config.log_level != "debug") {
     return fail(usage("--log-level", "it is error, warning, info or debug"));
+  }
+  for (const auto* path : {&config.tls_certificates, &config.tls_psk_file}) {
+    if (!path->empty() && !path->starts_with('/')) return fail(usage(*path, "an absolute path is needed"));
   }
   config.memory_bytes_max = *memory;
   config.checkpoint_interval = *interval;

@@ -21,6 +21,7 @@ struct Config {
   Nanoseconds checkpoint_interval{0};
   Nanoseconds stall_warning{0};
   IoEngine io_engine = IoEngine::automatic;
+  std::string tls_certificates, tls_psk_file;  ///< of nbds volumes whose request does not say
   std::string log_level = "info";
 };
 

@@ -72,6 +72,8 @@ void log_ended(const RunStatus& status) {
 ManagerOptions manager_options(const Config& config) {
   ManagerOptions options;
   options.runs_max = config.runs_max;
+  options.tls_certificates = config.tls_certificates;
+  options.tls_psk_file = config.tls_psk_file;
   options.memory_bytes_max = config.memory_bytes_max;
   options.io_engine = config.io_engine;
   options.limits.checkpoint_interval = config.checkpoint_interval;

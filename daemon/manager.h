@@ -27,6 +27,7 @@
 namespace blockferry {
 
 struct ManagerOptions {
+  std::string tls_certificates, tls_psk_file;  ///< where a request does not say
   unsigned runs_max = 16;                      ///< at once; others wait their turn
   std::uint64_t memory_bytes_max = 512 * MiB;  ///< of all runs' buffers; one run always may start
   IoEngine io_engine = IoEngine::automatic;
@@ -103,6 +104,7 @@ class Manager : public Control {
   static std::vector<std::string> concerned(const RunStatus& status, RunVerb verb);
 
   // New runs.
+  void fill_in(RunRequest& request) const;
   Result<nlohmann::json> create_runs(std::vector<RunRequest> requests);
   Result<std::vector<PreflightReport>> checked(const std::vector<RunRequest>& requests,
                                                const std::set<std::string>& except);

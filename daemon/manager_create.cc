@@ -100,8 +100,16 @@ Result<std::vector<PreflightReport>> Manager::checked(const std::vector<RunReque
                          "too many runs are being created; try again"));
 }
 
+/// What ferryd's configuration says where the request does not.
+void Manager::fill_in(RunRequest& request) const {
+  if (!request.tls_certificates.empty() || !request.tls_psk_file.empty()) return;
+  request.tls_certificates = options_.tls_certificates;
+  request.tls_psk_file = options_.tls_psk_file;
+}
+
 Result<json> Manager::check(const RunRequest& request) {
   RunRequest asked = request;
+  fill_in(asked);
   if (request.mode == RunMode::incremental) asked.overwrite = true;  // what stands on the target is the base
   auto reports = checked({asked}, {});
   if (!reports) return fail(reports.error());
@@ -139,8 +147,10 @@ Result<json> Manager::create_group(const std::vector<RunRequest>& requests) {
 /// All or none of them.
 Result<json> Manager::create_runs(std::vector<RunRequest> requests) {
   take_back_finished();
-  for (auto& request : requests)
+  for (auto& request : requests) {
+    fill_in(request);
     request.overwrite = request.overwrite || request.mode == RunMode::incremental;
+  }
   auto reports = checked(requests, {});
   if (!reports) return fail(reports.error());
   const std::unique_lock lock(mutex_, std::adopt_lock);
@@ -224,7 +234,9 @@ RunRecord Manager::new_record(const RunRequest& request, const PreflightReport& 
   status.source_bytes = status.bytes_total = report.source.bytes;
   status.granule_bytes =
       request.granule_bytes != 0 ? request.granule_bytes : granule_bytes_for(status.bytes_total);
+  status.granule_bytes = std::max(status.granule_bytes, report.source.granule_bytes_min);
   for (const auto& volume : report.targets) {
+    status.granule_bytes = std::max(status.granule_bytes, volume.granule_bytes_min);
     status.targets.push_back({volume.path, volume.bytes, volume.identity, std::nullopt});
   }
   status.created_at = system_clock().wall_seconds();

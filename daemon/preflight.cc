@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The order of the refusals is the order of this file: the request, the source, each target, the two
 // together.
-#include "daemon/preflight.h"
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>
@@ -21,26 +19,17 @@
 #include "blockio/base/file_descriptor.h"
 #include "blockio/base/units.h"
 #include "blockio/file_device.h"
+#include "daemon/preflight_rules.h"
 #include "daemon/quiesced_filesystems.h"
 #include "daemon/references.h"
-#include "daemon/storage_stack.h"
 #include "daemon/tracker_pins.h"
-#include "daemon/volume_content.h"
 
 namespace blockferry {
 
 namespace {
 
-/// A volume under examination: the report's part and what only preflight needs.
-struct Examined {
-  PreflightVolume volume;
-  VolumeNode node;
-  VolumeUse use;
-  VolumeContent content;
-  std::uint32_t table_sector_bytes = 0;  ///< what its partition table counts in; 0: it has none
-};
-
 std::string resolve(const std::string& path) {
+  if (const auto uri = parse_nbd_uri(path)) return nbd_identity(*uri);
   char buffer[PATH_MAX];
   if (::realpath(path.c_str(), buffer) != nullptr) return buffer;
   // A file that is yet to be made: its directory, and its name.
@@ -74,43 +63,7 @@ std::uint32_t table_sector_in_file(const std::string& path, const VolumeContent&
   return content.partition_table ? 512 : 0;
 }
 
-class Preflight {
- public:
-  Preflight(const RunRequest& request, const std::vector<VolumeInUse>& in_use)
-      : request_(request), in_use_(in_use) {}
-
-  PreflightReport run();
-
- private:
-  bool inconsistent_by_choice() const { return request_.tracker == TrackerChoice::none && request_.force; }
-  void refuse(const std::string& device, const std::string& message) {
-    report_.refusals.push_back({device, message});
-  }
-  void warn(const std::string& device, const std::string& message) {
-    report_.warnings.push_back({device, message});
-  }
-
-  bool wants_live(const Examined& source) const;
-  void check_options();
-  void check_idle_options();
-  bool examine(const std::string& path, Examined& examined, bool as_target);
-  void check_source(const Examined& source);
-  void check_live_source(const Examined& source);
-  void check_source_readable(const Examined& source);
-  void check_target(const Examined& target, const Examined& source);
-  bool check_writable(const Examined& target);
-  void check_room(const Examined& target, const Examined& source);
-  void check_twice(const Examined& target, const std::vector<Examined>& earlier);
-  void check_new_file(const Examined& target, const Examined& source);
-  void check_file_size(const Examined& target, const Examined& source);
-  void check_content(const Examined& target);
-  void check_sectors(const Examined& target, const Examined& source);
-  bool check_other_runs(const Examined& examined, bool as_target);
-
-  const RunRequest& request_;
-  const std::vector<VolumeInUse>& in_use_;
-  PreflightReport report_;
-};
+}  // namespace
 
 /// A source in use is live without being told; others when they are to be handed over, or the user says so.
 bool Preflight::wants_live(const Examined& source) const {
@@ -153,6 +106,7 @@ void Preflight::check_idle_options() {
 bool Preflight::examine(const std::string& path, Examined& examined, bool as_target) {
   PreflightVolume& volume = examined.volume;
   volume.path = path;
+  if (is_nbd_uri(path)) return examine_nbd(path, examined, as_target);
   volume.resolved = resolve(path);
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
@@ -205,6 +159,8 @@ bool Preflight::examine(const std::string& path, Examined& examined, bool as_tar
 
 void Preflight::check_source(const Examined& source) {
   const std::string& path = source.volume.path;
+  check_granule(source.volume);
+  if (source.volume.kind == "nbd") return check_nbd_source(source);
   if (source.volume.kind == "block" && source.volume.bytes == 0)
     return refuse(path, "the device is empty: it has no medium");
   check_source_readable(source);
@@ -261,10 +217,25 @@ void Preflight::check_source_readable(const Examined& source) {
 void Preflight::check_target(const Examined& target, const Examined& source) {
   const PreflightVolume& volume = target.volume;
   if (volume.kind == "missing") return check_new_file(target, source);
+  if (volume.resolved == source.volume.resolved)
+    return refuse(volume.path, "it is the source itself (" + source.volume.path + ")");
+  if (volume.kind == "nbd") {
+    check_nbd_target(target);
+    check_granule(volume);
+  } else {
+    check_local_target(target, source);
+  }
+  check_size(target, source);
+  check_content(target);
+  check_sectors(target, source);
+}
+
+void Preflight::check_local_target(const Examined& target, const Examined& source) {
+  const PreflightVolume& volume = target.volume;
   if (target.node == source.node) {
     return refuse(volume.path, "it is the source itself (" + source.volume.path + ")");
   }
-  if (same_storage(target.node, source.node)) {
+  if (source.volume.kind != "nbd" && same_storage(target.node, source.node)) {
     return refuse(volume.path,
                   "it lies on the source, or the source lies on it, or both on the same bytes of a third (" +
                       source.volume.path + ")");
@@ -281,13 +252,15 @@ void Preflight::check_target(const Examined& target, const Examined& source) {
   if (!check_writable(target)) return;
   if (volume.kind == "file") check_file_size(target, source);
   if (volume.kind == "file" && volume.bytes == 0) check_room(target, source);
-  if (volume.kind == "block" && volume.bytes < source.volume.bytes) {
-    refuse(volume.path, "the target is smaller than the source: " + format_size(volume.bytes) + " (" +
-                            std::to_string(volume.bytes) + " bytes) for " + format_size(source.volume.bytes) +
-                            " (" + std::to_string(source.volume.bytes) + " bytes)");
-  }
-  check_content(target);
-  check_sectors(target, source);
+}
+
+/// Files are cut to size.
+void Preflight::check_size(const Examined& target, const Examined& source) {
+  const PreflightVolume& volume = target.volume;
+  if (volume.kind == "file" || volume.bytes >= source.volume.bytes) return;
+  refuse(volume.path, "the target is smaller than the source: " + format_size(volume.bytes) + " (" +
+                          std::to_string(volume.bytes) + " bytes) for " + format_size(source.volume.bytes) +
+                          " (" + std::to_string(source.volume.bytes) + " bytes)");
 }
 
 /// Without opening it for writing: closing it again would set off udev's rules for a changed disk.
@@ -319,9 +292,10 @@ bool Preflight::check_writable(const Examined& target) {
 void Preflight::check_twice(const Examined& target, const std::vector<Examined>& earlier) {
   for (const auto& other : earlier) {
     const bool exist = target.volume.kind != "missing" && other.volume.kind != "missing";
-    if (target.volume.resolved == other.volume.resolved || (exist && target.node == other.node))
+    const bool local = target.volume.kind != "nbd" && other.volume.kind != "nbd";
+    if (target.volume.resolved == other.volume.resolved || (exist && local && target.node == other.node))
       return refuse(target.volume.path, "it is named twice as a target");
-    if (exist && same_storage(target.node, other.node)) {
+    if (exist && local && same_storage(target.node, other.node)) {
       return refuse(target.volume.path, "it shares its storage with the target " + other.volume.path);
     }
   }
@@ -343,7 +317,7 @@ void Preflight::check_new_file(const Examined& target, const Examined& source) {
   if (::access(parent.c_str(), W_OK) != 0)
     return refuse(target.volume.path, "the target is read-only: " + parent + " cannot be written");
   VolumeNode directory{false, status.st_dev, status.st_ino};
-  if (same_storage(directory, source.node)) {
+  if (source.volume.kind != "nbd" && same_storage(directory, source.node)) {
     return refuse(target.volume.path, "it would lie on the source (" + source.volume.path + ")");
   }
   check_room(target, source);
@@ -401,7 +375,7 @@ void Preflight::check_sectors(const Examined& target, const Examined& source) {
 
 /// Whether no other run stands against it.
 bool Preflight::check_other_runs(const Examined& examined, bool as_target) {
-  const bool exists = examined.volume.kind != "missing";
+  const bool exists = examined.volume.kind != "missing" && examined.volume.kind != "nbd";
   for (const auto& other : in_use_) {
     if (!as_target && !other.as_target) continue;  // two runs may read one source
     VolumeNode node;
@@ -438,9 +412,12 @@ PreflightReport Preflight::run() {
     report_.targets.push_back(target.volume);
     earlier.push_back(std::move(target));
   }
-  if (source_known) report_.references = references_to(request_.source, source.node);
+  if (source_known && source.volume.kind != "nbd")
+    report_.references = references_to(request_.source, source.node);
   return report_;
 }
+
+namespace {
 
 Error invalid(const std::string& what, const std::string& why) {
   return make_error(ErrorCode::invalid_argument, "read", what, why);
@@ -450,9 +427,12 @@ std::optional<Error> check_arguments(const RunRequest& request) {
   std::vector<std::string> paths = request.targets;
   paths.push_back(request.source);
   for (const auto& path : paths) {
-    if (path.find("://") != std::string::npos || path.starts_with("qemu:")) {
-      return invalid(path, "volumes named by a URI are not supported by this version");
+    if (is_nbd_uri(path)) {
+      if (auto uri = parse_nbd_uri(path); !uri) return uri.error();
+      continue;
     }
+    if (path.find("://") != std::string::npos || path.starts_with("qemu:"))
+      return invalid(path, "of URIs, nbd://, nbds://, nbd+unix:// and nbds+unix:// are known");
     if (path.find('\0') != std::string::npos) return invalid(path, "a path holds no NUL byte");
     if (!path.starts_with("/")) return invalid(path, "an absolute path is needed");
   }

@@ -22,15 +22,16 @@ struct PreflightFinding {
 
 struct PreflightVolume {
   std::string path;      ///< as asked, absolute
-  std::string resolved;  ///< symlinks followed
-  std::string kind;      ///< "block", "file", "missing"
+  std::string resolved;  ///< symlinks followed; of a URI: its identity
+  std::string kind;      ///< "block", "file", "nbd", "missing"
   std::string identity;
   std::uint64_t bytes = 0;
   std::uint32_t logical_block_bytes = 0;
-  std::vector<std::string> mounts;   ///< mount points, in any mount namespace
-  std::vector<std::string> holders;  ///< dm/md names, "swap", "process 123 (name)", "loop3"
-  std::string content;               ///< "ext4", "gpt", "LVM2_member", … or empty
-  bool in_use = false;               ///< mounted, held, or open for writing elsewhere
+  std::uint64_t granule_bytes_min = 0;  ///< what is copied at a time must be at least so much
+  std::vector<std::string> mounts;      ///< mount points, in any mount namespace
+  std::vector<std::string> holders;     ///< dm/md names, "swap", "process 123 (name)", "loop3"
+  std::string content;                  ///< "ext4", "gpt", "LVM2_member", … or empty
+  bool in_use = false;                  ///< mounted, held, or open for writing elsewhere
 };
 
 struct PreflightReport {

@@ -4,7 +4,9 @@
 #include <future>
 
 #include "blockio/file_device.h"
+#include "blockio/nbd_device.h"
 #include "daemon/guarded_quiescer.h"
+#include "daemon/nbd_address.h"
 #include "daemon/quiesced_filesystems.h"
 #include "daemon/run_core.h"
 
@@ -56,8 +58,11 @@ class RealEnvironment : public RunEnvironment {
   }
 
  private:
-  FileDeviceOptions source_options(const RunRecord& record) const;
-  FileDeviceOptions target_options(const RunRecord& record) const;
+  Result<std::unique_ptr<Device>> open_source(FileQueue& queue, const RunRecord& record) const;
+  Result<std::unique_ptr<Device>> open_target(FileQueue& queue, const RunRecord& record,
+                                              const std::string& uri) const;
+  Result<std::unique_ptr<Device>> open_nbd(FileQueue& queue, const RunRecord& record, const std::string& uri,
+                                           DeviceRole role) const;
 
   StateDirectory& state_;
   BufferPool& buffers_;
@@ -72,16 +77,30 @@ Nanoseconds busy_wait(bool after_restart) {
   return after_restart ? std::chrono::seconds(30) : std::chrono::seconds(2);
 }
 
-FileDeviceOptions RealEnvironment::source_options(const RunRecord& record) const {
+Result<std::unique_ptr<Device>> RealEnvironment::open_nbd(FileQueue& queue, const RunRecord& record,
+                                                          const std::string& uri, DeviceRole role) const {
+  NbdDeviceOptions options;
+  options.role = role;
+  options.patience = busy_wait(after_restart_);
+  options.unsafe = record.status.request.force;
+  return open_nbd_device(queue, nbd_address(record.status.request, uri), options);
+}
+
+Result<std::unique_ptr<Device>> RealEnvironment::open_source(FileQueue& queue,
+                                                             const RunRecord& record) const {
+  const std::string& uri = record.status.source_uri;
+  if (is_nbd_uri(uri)) return open_nbd(queue, record, uri, DeviceRole::source);
   FileDeviceOptions options;
   options.role = DeviceRole::source;
   options.shared =
       record.status.tracker == "ebpf" || (record.status.tracker == "none" && record.status.request.force);
   options.busy_wait = busy_wait(after_restart_);
-  return options;
+  return open_file_device(queue, uri, options);
 }
 
-FileDeviceOptions RealEnvironment::target_options(const RunRecord& record) const {
+Result<std::unique_ptr<Device>> RealEnvironment::open_target(FileQueue& queue, const RunRecord& record,
+                                                             const std::string& uri) const {
+  if (is_nbd_uri(uri)) return open_nbd(queue, record, uri, DeviceRole::target);
   const bool first_start = record.bitmap_generation == 0;
   FileDeviceOptions options;
   options.role = DeviceRole::target;
@@ -89,7 +108,7 @@ FileDeviceOptions RealEnvironment::target_options(const RunRecord& record) const
   options.create = first_start;
   options.resize = first_start && record.status.request.overwrite;
   options.busy_wait = busy_wait(after_restart_);
-  return options;
+  return open_file_device(queue, uri, options);
 }
 
 Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
@@ -105,13 +124,13 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   RunDevices devices;
   devices.io_engine = (*queue)->name();
   if (!record.verify_only) {
-    auto source = open_file_device(**queue, record.status.source_uri, source_options(record));
+    auto source = open_source(**queue, record);
     if (!source) return fail(source.error());
     devices.source = std::move(*source);
   }
   std::size_t opened = 0;
   for (const auto& target : record.status.targets) {
-    auto device = open_file_device(**queue, target.uri, target_options(record));
+    auto device = open_target(**queue, record, target.uri);
     devices.targets.push_back(device ? std::move(*device) : nullptr);
     devices.target_errors.push_back(device ? std::nullopt : std::optional<Error>(device.error()));
     opened += device ? 1 : 0;

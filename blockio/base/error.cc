@@ -34,6 +34,7 @@ ErrorCode code_of_errno(int errno_value) {
     case ENODEV:
     case ENXIO:
     case ENOMEDIUM:
+    case ENOTCONN:
       return ErrorCode::device_gone;
     case EBUSY:
     case EAGAIN:

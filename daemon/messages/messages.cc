@@ -298,6 +298,8 @@ json to_json(const RunRequest& r) {
               {"keep", r.keep},
               {"on_read_error", name_in(read_error_choices, r.on_read_error)},
               {"io_engine", r.io_engine},
+              {"tls_certificates", r.tls_certificates},
+              {"tls_psk_file", r.tls_psk_file},
               {"max_downtime_ms", r.max_downtime_ms},
               {"max_passes", r.max_passes},
               {"cutover", name_in(cutovers, r.cutover)},
@@ -329,6 +331,8 @@ Result<RunRequest> run_request_from_json(const json& object) {
   reader.flag("keep", r.keep);
   reader.choice("on_read_error", r.on_read_error, read_error_choices);
   reader.text_choice("io_engine", r.io_engine, {"auto", "uring", "aio"});
+  reader.text("tls_certificates", r.tls_certificates, path_bytes_max);
+  reader.text("tls_psk_file", r.tls_psk_file, path_bytes_max);
   reader.number("max_downtime_ms", r.max_downtime_ms, time_ms_max);
   reader.number("max_passes", r.max_passes, 1000000);
   reader.choice("cutover", r.cutover, cutovers);
@@ -344,6 +348,10 @@ Result<RunRequest> run_request_from_json(const json& object) {
     return fail(invalid("name: only letters, digits, '.', '_' and '-' are possible"));
   if (auto wrong = wrong_volumes(r)) return fail(invalid(std::move(*wrong)));
   if (auto wrong = wrong_sizes(r)) return fail(invalid(std::move(*wrong)));
+  for (const auto* path : {&r.tls_certificates, &r.tls_psk_file}) {
+    if (!path->empty() && !path->starts_with('/'))
+      return fail(invalid("tls_certificates and tls_psk_file: an absolute path is expected"));
+  }
   return r;
 }
 

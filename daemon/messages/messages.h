@@ -53,6 +53,9 @@ struct RunRequest {
   bool keep = false;
   OnReadError on_read_error = OnReadError::fail;
   std::string io_engine = "auto";  // "auto" | "uring" | "aio"
+  // Of nbds:// and nbds+unix:// volumes, where their URIs do not say; paths, and never what the files hold.
+  std::string tls_certificates;  // a directory
+  std::string tls_psk_file;
   // Only for live sources.
   std::uint64_t max_downtime_ms = 300;
   std::uint32_t max_passes = 0;  // 0: no limit

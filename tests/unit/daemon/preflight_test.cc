@@ -44,7 +44,8 @@ TEST_F(PreflightFilesTest, WhatMakesNoSenseIsUsage) {
     EXPECT_EQ(report.error().code, ErrorCode::invalid_argument) << what;
     EXPECT_TRUE(contains(report.error().message(), what)) << report.error().message();
   };
-  refused_as_usage(clone_of("nbd://host/export", target_), "nbd://host/export");
+  refused_as_usage(clone_of("http://host/export", target_), "http://host/export");
+  refused_as_usage(clone_of("nbd://host:port/export", target_), "HOST:PORT");
   refused_as_usage(clone_of(source_, "qemu:disk0"), "qemu:disk0");
   refused_as_usage(clone_of("relative", target_), "relative");
   refused_as_usage(clone_of(source_, ""), "absolute");

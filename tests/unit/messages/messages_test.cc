@@ -46,6 +46,8 @@ RunRequest unusual_request() {
   r.overwrite = r.force = r.keep = true;
   r.on_read_error = OnReadError::skip;
   r.io_engine = "aio";
+  r.tls_certificates = "/etc/pki/nbd";
+  r.tls_psk_file = "/etc/keys.psk";
   r.max_downtime_ms = 1;
   r.max_passes = 9;
   r.cutover = CutoverChoice::manual;
