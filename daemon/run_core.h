@@ -164,7 +164,6 @@ class RunCore {
   bool drained();
   void drain();
   void copy_last();
-  std::uint64_t standing_granules() const;
   void flush_targets();
   void quiesce_source();
   bool all_at(CutoverStep step);
@@ -281,8 +280,8 @@ class RunCore {
     bool kept = false;  ///< released: it had been quiesced until then
     unsigned rounds = 0;
     Nanoseconds deadline{0}, frozen{0}, drained{0}, copied{0}, flushed{0}, standing_since{0};
-    std::vector<GranuleRange> standing;  ///< writes that were queued and not seen to end
-    bool standing_copied = false;
+    std::vector<GranuleRange> standing;                   ///< writes that were queued and not seen to end
+    std::vector<GranuleRange> standing_copied;            ///< as they stood when they were copied last
     bool flush_asked = false;                             ///< and its result not taken
     std::vector<std::pair<std::size_t, Error>> failures;  ///< targets; dealt with after the release
     std::optional<Error> error;

@@ -207,33 +207,29 @@ void RunCore::drain() {
   gather();
 }
 
-/// Whatever was gathered is copied. Once more, until there is nothing but what stands.
+/// Whatever was gathered is copied. Once more, until there is nothing but what stands and has been copied
+/// since.
 void RunCore::copy_last() {
   if (stray_flush_ || engine_->jobs_in_flight() > 0 || !volume_->dirty().empty()) return;
   if (!drained()) return clock_.sleep_for(drain_pause);
-  const std::uint64_t standing = standing_granules();
   gather();
   if (ending_ != Ending::none) return;
   if (live_.lost.any() || live_.missed) {
     return let_go(make_error(ErrorCode::busy, "cut over", record_.status.source_uri,
                              "writes were missed; everything is compared first"));
   }
-  if (volume_->dirty().count() > standing || (standing > 0 && !cutover_.standing_copied)) {
-    cutover_.standing_copied = standing > 0;
+  const auto& standing = cutover_.standing;
+  for (const auto& range : standing) volume_->dirty().clear(range);
+  if (!volume_->dirty().empty() || cutover_.standing_copied != standing) {
+    for (const auto& range : standing) volume_->dirty().set(range);
+    cutover_.standing_copied = standing;
     return;
   }
-  for (const auto& range : cutover_.standing) volume_->dirty().clear(range);  // copied the round before
   cutover_.copied = cutover_.flushed = clock_.now();
   if (!hands_over() || cutover_.rehearsal) return release_source();
   cutover_.stage = CutoverStage::flushing;
   cutover_.flush_asked = true;
   engine_->start_flush();
-}
-
-std::uint64_t RunCore::standing_granules() const {
-  std::uint64_t granules = 0;
-  for (const auto& range : cutover_.standing) granules += range.count;
-  return granules;
 }
 
 void RunCore::flush_targets() {

@@ -264,6 +264,24 @@ TEST(LiveSimulation, TheAuditFindsAWriteThatTheTrackerMissed) {
   EXPECT_GT(found, 5u);
 }
 
+/// Freezing is not silence (attack I): what is written then is copied too, even where no end is seen.
+TEST(LiveSimulation, WritesWhileItIsFrozen) {
+  unsigned strays = 0;
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    LiveJourney journey(seed, 40, 1);
+    journey.request().kind = seed % 2 == 0 ? RunKind::migrate : RunKind::clone;
+    journey.request().max_freeze_ms = 60000;
+    journey.save();
+    journey.kernel().strays = true;
+    journey.finish();
+    journey.expect_targets_as_at_cutover("with strays");
+    if (HasFatalFailure()) return;
+    strays += journey.kernel().strays_begun;
+  }
+  EXPECT_GT(strays, 20u) << "hardly any came in time";
+}
+
 /// Everything at once, by chance.
 TEST(LiveSimulation, RandomJourneys) {
   const std::uint64_t only = number_from("BLOCKFERRY_SEED", 0);

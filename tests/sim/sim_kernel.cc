@@ -5,6 +5,13 @@
 
 namespace blockferry::sim {
 
+namespace {
+
+// When the run takes the records that still stand for those of writes that have ended.
+constexpr Nanoseconds between_strays = std::chrono::milliseconds(50);
+
+}  // namespace
+
 SimKernel::SimKernel(World& world, SimDisk& source, std::uint64_t granule_bytes)
     : world_(world), source_(source), granule_bytes_(granule_bytes) {}
 
@@ -77,11 +84,26 @@ void SimKernel::end(std::size_t index) {
   records.erase(record);
 }
 
+void SimKernel::expect_strays() {
+  strays_left = strays ? 8 : 0;
+  next_stray = world_.time + between_strays;
+}
+
+void SimKernel::stray() {
+  begin();
+  land(writes_.back());
+  writes_.pop_back();
+  --strays_left;
+  next_stray = world_.time + between_strays;
+  ++strays_begun;
+}
+
 void SimKernel::tick() {
   if (frozen && (world_.time >= deadline || (expires && world_.chance(0.01)))) {
     frozen = false;
     expired = true;
   }
+  if (frozen && strays_left > 0 && world_.time >= next_stray && world_.chance(0.1)) stray();
   constexpr std::size_t queue_depth = 12;
   if (!frozen && !fenced && writes_.size() < queue_depth && world_.chance(write_chance)) begin();
   if (writes_.empty()) return;
@@ -91,6 +113,10 @@ void SimKernel::tick() {
   } else if (world_.chance(0.5)) {
     end(index);
   }
+}
+
+void SimKernel::note_collected() {
+  if (strays) at_collect = source_.bytes.current;
 }
 
 void SimKernel::process_ended() {
@@ -124,6 +150,7 @@ class SimTracker : public LiveTracker {
     kernel_.held.merge(kernel_.marks);
     kernel_.marks.clear();
     for (const auto& [number, range] : kernel_.records) dirty.set(range);
+    kernel_.note_collected();
     return {};
   }
   void release() override {
@@ -160,6 +187,7 @@ class SimQuiescer : public Quiescer {
     quiesced_at_ = world_.time;
     kernel_.frozen = true;
     kernel_.expired = false;
+    kernel_.expect_strays();
     kernel_.deadline = world_.time + limit;
     world_.step();
     return {};
@@ -199,7 +227,7 @@ class SimQuiescer : public Quiescer {
   }
   /// The last one counts: a run also releases what it gives up.
   void remember() {
-    kernel_.at_cutover = source_.bytes.current;
+    kernel_.at_cutover = kernel_.strays ? *kernel_.at_collect : source_.bytes.current;
     kernel_.drained_at_cutover = !kernel_.writes_on_their_way();
     released_at_ = world_.time;
   }

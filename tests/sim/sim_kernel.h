@@ -23,6 +23,8 @@ class SimKernel {
 
   /// Something happens, or not. Called at each step of the world, too.
   void tick();
+  void expect_strays();
+  void note_collected();
   void process_ended();
   void power_cut();
 
@@ -34,6 +36,8 @@ class SimKernel {
   bool misses = false;       ///< writes are lost and counted, now and then
   bool silent_miss = false;  ///< the next write's end is lost and not even counted
   bool expires = false;      ///< the guard's time is over early, now and then
+  /// A frozen source is written all the same, some time later, and the ends of these writes are hidden.
+  bool strays = false;
 
   // The tracker, if there is one.
   bool attached = false;
@@ -43,7 +47,9 @@ class SimKernel {
 
   // The source, as the guard holds it.
   bool frozen = false, expired = false, fenced = false, handed_over = false;
-  Nanoseconds deadline{0};
+  Nanoseconds deadline{0}, next_stray{0};
+  unsigned strays_left = 0, strays_begun = 0;
+  std::optional<std::vector<std::byte>> at_collect;  ///< of strays, the later ones nobody can know of
   std::optional<std::vector<std::byte>> at_cutover;  ///< what the target must hold
   bool drained_at_cutover = false;                   ///< nothing was on its way then
   bool writes_on_their_way() const;
@@ -57,6 +63,7 @@ class SimKernel {
     bool landed = false;
   };
   void begin();
+  void stray();
   void land(Write& write);
   void end(std::size_t index);
   void mark(GranuleRange range);
