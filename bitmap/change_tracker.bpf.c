@@ -50,11 +50,17 @@ struct request {
   unsigned int cmd_flags;
   struct bio* bio;
 };
+enum req_op { REQ_OP_ZONE_RESET_ALL = 17 };
 #pragma clang attribute pop
 
 #define ENTRY_EXISTS (-17)
 #define OPERATION_MASK 0xff
-#define FIRST_ZONE_OPERATION 10
+// Numbered alike by all kernels. Between WRITE_ZEROES and the drivers' own, and at 7, are operations on
+// zones.
+#define WRITE 1
+#define DISCARD 3
+#define SECURE_ERASE 5
+#define WRITE_ZEROES 9
 #define FIRST_DRIVER_OPERATION 34
 #define BIOS_IN_REQUEST_MAX 4096
 
@@ -99,7 +105,10 @@ static long mark_word(__u32 index, void* data) {
     count(&counters.beyond_marks);
     return 1;
   }
-  __sync_fetch_and_or(bits, mask);
+  // Its result is used, so that it is the fetching OR: that one is ordered before what follows, on every
+  // processor (whoever then finds no record finds the mark).
+  const __u64 before = __sync_fetch_and_or(bits, mask);
+  asm volatile("" ::"r"(before));
   return 0;
 }
 
@@ -127,10 +136,28 @@ static bool is_target(const struct gendisk* disk) {
          disk->diskseq == target.disk_sequence;
 }
 
-/// Ranges that no bio tells: resets of all zones, the drivers' own commands.
-static bool is_unclear(unsigned int flags, unsigned int bytes) {
+struct sector_range {
+  __u64 sector, end;
+};
+
+static bool resets_all_zones(unsigned int operation, __u64 sector) {
+  if (bpf_core_enum_value_exists(enum req_op, REQ_OP_ZONE_RESET_ALL))
+    return operation == bpf_core_enum_value(enum req_op, REQ_OP_ZONE_RESET_ALL);
+  return sector == 0;
+}
+
+/// What the operation may change. Of a zone only its start is told: where an append will come to lie is known
+/// when it has ended, and a reset has no length.
+static struct sector_range range_of(unsigned int flags, __u64 sector, unsigned int bytes) {
   const unsigned int operation = flags & OPERATION_MASK;
-  return operation >= FIRST_DRIVER_OPERATION || (operation >= FIRST_ZONE_OPERATION && bytes == 0);
+  if (operation == WRITE || operation == DISCARD || operation == SECURE_ERASE || operation == WRITE_ZEROES)
+    return (struct sector_range){sector, sector + (bytes >> 9)};
+  if (operation >= FIRST_DRIVER_OPERATION || !target.zone_sectors) {
+    count(&counters.ranges_unknown);
+    return (struct sector_range){sector, sector + (bytes >> 9)};
+  }
+  if (bytes == 0 && resets_all_zones(operation, sector)) return (struct sector_range){0, ~0ULL};
+  return (struct sector_range){sector, sector + target.zone_sectors};
 }
 
 static bool covers(const struct TrackerRecord* record, const struct TrackerRecord* other) {
@@ -141,11 +168,8 @@ static bool covers(const struct TrackerRecord* record, const struct TrackerRecor
 /// queued, and tells of one end only, that of all its parts: so what the bio was queued with stays on record.
 static void remember(struct bio* bio, bool part) {
   const __u64 key = (__u64)bio;
-  struct TrackerRecord record = {
-      .sector = bio->bi_iter.bi_sector,
-      .end = bio->bi_iter.bi_sector + (bio->bi_iter.bi_size >> 9),
-      .queued_ns = bpf_ktime_get_ns(),
-  };
+  const struct sector_range range = range_of(bio->bi_opf, bio->bi_iter.bi_sector, bio->bi_iter.bi_size);
+  struct TrackerRecord record = {.sector = range.sector, .end = range.end, .queued_ns = bpf_ktime_get_ns()};
   // Of 32 bits: before 6.3 the kernel does not extend the sign of what its maps answer.
   int status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
   if (status == ENTRY_EXISTS) {
@@ -170,10 +194,7 @@ static bool forget(struct bio* bio) {
 
 SEC("tp_btf/block_bio_queue")
 int BPF_PROG(on_bio_queue, struct bio* bio) {
-  const unsigned int flags = bio->bi_opf;
-  if (!changes_data(flags) || !is_target(bio->bi_bdev->bd_disk)) return 0;
-  if (is_unclear(flags, bio->bi_iter.bi_size)) count(&counters.ranges_unknown);
-  remember(bio, false);
+  if (changes_data(bio->bi_opf) && is_target(bio->bi_bdev->bd_disk)) remember(bio, false);
   return 0;
 }
 
@@ -186,7 +207,7 @@ int BPF_PROG(on_split, struct bio* bio) {
 
 struct walk_context {
   struct bio* bio;
-  unsigned int bytes_left;
+  unsigned int flags, bytes_left;
   bool is_target;
 };
 
@@ -196,8 +217,9 @@ static void end_one(struct walk_context* context, __u64 bio, __u64 sector, unsig
   if (record) {
     mark(record->sector, record->end);
     if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &bio);
-  } else if (context->is_target) {
-    mark(sector, sector + (bytes >> 9));  // queued before the tracker came
+  } else if (context->is_target) {  // queued before the tracker came
+    const struct sector_range range = range_of(context->flags, sector, bytes);
+    mark(range.sector, range.end);
   }
   context->bytes_left -= bytes < context->bytes_left ? bytes : context->bytes_left;
 }
@@ -219,7 +241,7 @@ int BPF_PROG(on_request_complete, struct request* request, int error, unsigned i
   const unsigned int flags = request->cmd_flags;
   if (!changes_data(flags)) return 0;
   const struct gendisk* disk = request->q->disk;
-  struct walk_context context = {.bytes_left = bytes};
+  struct walk_context context = {.flags = flags, .bytes_left = bytes};
   context.is_target = disk && is_target(disk);
   if ((flags & OPERATION_MASK) >= FIRST_DRIVER_OPERATION) {
     if (context.is_target) count(&counters.ranges_unknown);

@@ -5,7 +5,7 @@
 
 #include <linux/types.h>
 
-#define TRACKER_LAYOUT 3
+#define TRACKER_LAYOUT 4
 
 /// Which writes count: those to a range of one disk. The sequence number tells a disk from another one that
 /// bears its name later.
@@ -17,6 +17,7 @@ struct TrackerTarget {
   __u64 first_sector;  // of 512 bytes
   __u64 sectors;
   __u32 granule_shift;  // a granule has 1 << granule_shift sectors
+  __u32 zone_sectors;   // of a zone; 0: the disk has none
 };
 
 /// A write that was queued and whose end was not seen.

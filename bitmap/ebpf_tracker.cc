@@ -21,6 +21,7 @@
 
 #include "bitmap/change_tracker.h"
 #include "blockio/base/check.h"
+#include "blockio/base/clock.h"
 #include "blockio/base/file_descriptor.h"
 #include "change_tracker.skel.h"  // made from change_tracker.bpf.c
 
@@ -38,6 +39,16 @@ Result<std::uint64_t> number_in(const std::filesystem::path& file, const std::st
   if (in >> value) return value;
   return fail(make_error(ErrorCode::unsupported, "read " + file.string(), device,
                          "this kernel does not tell what tracking needs (5.15 and later do)"));
+}
+
+/// Of a disk that is written in zones.
+std::uint64_t zone_bytes_of(const std::filesystem::path& disk) {
+  std::string model;
+  std::uint64_t sectors = 0;
+  std::ifstream(disk / "queue/zoned") >> model;
+  if (model.empty() || model == "none") return 0;
+  std::ifstream(disk / "queue/chunk_sectors") >> sectors;
+  return sectors * sector_bytes;
 }
 
 Error kernel_error(int errno_value, const char* operation) {
@@ -67,7 +78,8 @@ Result<TrackedRange> tracked_range_of(const std::string& device) {
   const auto sequence = number_in(disk / "diskseq", device), sectors = number_in(own / "size", device);
   if (!sequence) return fail(sequence.error());
   if (!sectors) return fail(sectors.error());
-  TrackedRange range{device, own.string(), 0, 0, *sequence, 0, *sectors * sector_bytes};
+  TrackedRange range{
+      device, own.string(), disk.string(), 0, 0, *sequence, 0, *sectors * sector_bytes, zone_bytes_of(disk)};
   if (partition) {
     const auto start = number_in(own / "start", device);
     if (!start) return fail(start.error());
@@ -127,6 +139,7 @@ struct EbpfTracker::Kernel {
   int map_memory();
   int open_pins(const std::string& directory);
   int pin(const std::string& directory) const;
+  Result<std::vector<TrackerRecord>> read_records() const;
 
   std::uint64_t pages = 0;
   FileDescriptor maps[map_count];
@@ -221,7 +234,8 @@ namespace {
 bool same(const TrackerTarget& left, const TrackerTarget& right) {
   return left.layout == right.layout && left.major == right.major && left.first_minor == right.first_minor &&
          left.disk_sequence == right.disk_sequence && left.first_sector == right.first_sector &&
-         left.sectors == right.sectors && left.granule_shift == right.granule_shift;
+         left.sectors == right.sectors && left.granule_shift == right.granule_shift &&
+         left.zone_sectors == right.zone_sectors;
 }
 
 TrackerTarget target_of(const TrackedRange& range, std::uint64_t granule_bytes) {
@@ -233,6 +247,7 @@ TrackerTarget target_of(const TrackedRange& range, std::uint64_t granule_bytes) 
   made.first_sector = range.offset / sector_bytes;
   made.sectors = range.bytes / sector_bytes;
   made.granule_shift = unsigned(std::countr_zero(granule_bytes / sector_bytes));
+  made.zone_sectors = unsigned(range.zone_bytes / sector_bytes);
   return made;
 }
 
@@ -241,13 +256,6 @@ bool nothing_on_its_way(const TrackedRange& range) {
   std::ifstream in(range.sysfs + "/inflight");
   std::uint64_t reads = 0, writes = 0;
   return !(in >> reads >> writes) || writes == 0;
-}
-
-/// Writes that were queued before the programs came end within moments; those of devices without requests are
-/// not known then. What ends later than this counts as a loss.
-void wait_for_earlier_writes(const TrackedRange& range) {
-  for (int attempt = 0; attempt < 100 && !nothing_on_its_way(range); ++attempt)
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
 }
 
 }  // namespace
@@ -270,10 +278,34 @@ Result<std::unique_ptr<EbpfTracker>> EbpfTracker::attach(const TrackedRange& ran
   const auto wanted = target_of(range, options.granule_bytes);
   if (const int error = made->kernel_->load(wanted, options.queued_writes_max); error != 0)
     return fail(kernel_error(error, "load and attach the tracker's programs"));
-  wait_for_earlier_writes(range);
-  TrackerCounters& counts = *made->kernel_->counts;
-  counts.ends_unmatched_at_start = counts.ends_unmatched;
+  made->wait_for_earlier_writes();
   return made;
+}
+
+/// Writes that were queued before the programs came end within moments, and nobody has read anything yet. On
+/// devices without requests their ranges are not known: what ends later than this counts as a loss. There the
+/// kernel's count is no proof: a task that has queued writes may be waiting for a processor. So no such end
+/// may have been seen for a while, either.
+void EbpfTracker::wait_for_earlier_writes() {
+  using namespace std::chrono_literals;
+  constexpr Nanoseconds pause = 2ms, quiet_enough = 100ms;
+  std::error_code code;
+  const bool has_requests = std::filesystem::exists(range_.disk_sysfs + "/mq", code);
+  const Nanoseconds patience = has_requests ? 200ms : 2s;
+  TrackerCounters& counts = *kernel_->counts;
+  const auto unmatched = [&] { return std::atomic_ref(counts.ends_unmatched).load(); };
+  Nanoseconds quiet{0};
+  bool idle = false;
+  std::uint64_t seen = unmatched();
+  for (Nanoseconds waited{0}; waited < patience; waited += pause) {
+    idle = idle || nothing_on_its_way(range_);
+    if (idle && (has_requests || quiet >= quiet_enough)) break;
+    std::this_thread::sleep_for(pause);
+    const std::uint64_t now = unmatched();
+    quiet = now == seen ? quiet + pause : Nanoseconds(0);
+    seen = now;
+  }
+  counts.ends_unmatched_at_start = unmatched();
 }
 
 Result<void> EbpfTracker::probe() {
@@ -377,18 +409,29 @@ void EbpfTracker::release() {
   }
 }
 
-Result<std::vector<GranuleRange>> EbpfTracker::queued() {
-  const int fd = kernel_->maps[records].get();
+Result<std::vector<TrackerRecord>> EbpfTracker::Kernel::read_records() const {
+  const int fd = maps[records].get();
   const std::uint32_t room = info_of_map(fd).max_entries;
   std::vector<std::uint64_t> keys(room);
-  std::vector<TrackerRecord> found(room);
-  std::uint32_t position = 0, count = room;
-  const int status =
-      ::bpf_map_lookup_batch(fd, nullptr, &position, keys.data(), found.data(), &count, nullptr);
-  if (status != 0 && errno != ENOENT) return fail(kernel_error(errno, "read the tracker's records"));
+  std::vector<TrackerRecord> part(room), all;
+  std::uint32_t from = 0, position = 0;
+  std::uint32_t* start = nullptr;
+  // In parts: records that come and go while the table is read may be more than it holds at a time.
+  for (bool more = true; more; from = position, start = &from) {
+    std::uint32_t count = room;
+    more = ::bpf_map_lookup_batch(fd, start, &position, keys.data(), part.data(), &count, nullptr) == 0;
+    if (!more && errno != ENOENT) return fail(kernel_error(errno, "read the tracker's records"));
+    all.insert(all.end(), part.begin(), part.begin() + std::ptrdiff_t(count));
+  }
+  return all;
+}
+
+Result<std::vector<GranuleRange>> EbpfTracker::queued() {
+  const auto found = kernel_->read_records();
+  if (!found) return fail(found.error());
   const std::uint64_t begin = range_.offset / sector_bytes, end = begin + range_.bytes / sector_bytes;
   std::vector<GranuleRange> ranges;
-  for (const auto& record : std::span(found).first(count)) {
+  for (const auto& record : *found) {
     const std::uint64_t first = std::max<std::uint64_t>(record.sector, begin);
     const std::uint64_t last = std::min<std::uint64_t>(record.end, end);
     if (first >= last) continue;

@@ -22,10 +22,12 @@ namespace blockferry {
 struct TrackedRange {
   std::string device;               ///< its path
   std::string sysfs;                ///< its directory there
+  std::string disk_sysfs;           ///< the whole disk's
   unsigned major = 0, minor = 0;    ///< the whole disk's
   std::uint64_t disk_sequence = 0;  ///< tells it from a later disk of that name
   std::uint64_t offset = 0;         ///< on the disk; a multiple of 512
   std::uint64_t bytes = 0;
+  std::uint64_t zone_bytes = 0;  ///< 0: the disk has no zones
   bool operator==(const TrackedRange&) const = default;
 };
 
@@ -67,6 +69,7 @@ class EbpfTracker : public LiveTracker {
  private:
   struct Kernel;
   EbpfTracker(const TrackedRange& range, std::uint64_t granule_bytes);
+  void wait_for_earlier_writes();
   void take_marks(std::uint64_t page, ChangeBitmap& dirty);
 
   const std::unique_ptr<Kernel> kernel_;

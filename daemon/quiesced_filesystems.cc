@@ -67,6 +67,10 @@ std::string refused_mount(const Mount& mount, const FreezeOptions& options) {
   if (one_of(mount.type, {"gfs2", "ocfs2"})) return where + " is used by other machines too: stop it there";
   if (has_option(mount.options, "dax") || has_option(mount.options, "dax=always"))
     return where + " is mounted with dax: it is written past the device; mount it without";
+  // Files may be written so one by one.
+  if (may_use_dax(mount.superblock) && one_of(mount.type, {"ext4", "xfs"}) &&
+      !has_option(mount.options, "dax=never"))
+    return where + " may be written past the device: mount it with dax=never";
   if (!can_be_frozen(mount.type))
     return where + " cannot be frozen: give a --quiesce-cmd that unmounts it, and a --resume-cmd";
   if (options.fence && !can_be_fenced(mount.type)) {

@@ -227,6 +227,10 @@ bool is_partition(dev_t device) {
   return !read_line(sysfs_of(device) + "/partition").empty();
 }
 
+bool may_use_dax(dev_t device) {
+  return read_line(sysfs_of(whole_disk_of(device)) + "/queue/dax") == "1";
+}
+
 std::vector<dev_t> partitions_of(dev_t disk) {
   std::vector<dev_t> partitions;
   for (const auto& entry : entries_of(sysfs_of(disk) + "/")) {

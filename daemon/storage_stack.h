@@ -50,6 +50,9 @@ std::vector<dev_t> partitions_of(dev_t disk);
 
 bool is_partition(dev_t device);
 
+/// Whether a filesystem on it may map its memory: what is written there is no write to the device.
+bool may_use_dax(dev_t device);
+
 /// mountinfo and fstab write spaces and the like as "\\040".
 std::string unescape_octal(const std::string& text);
 

@@ -234,7 +234,7 @@ class Ferryd:
         """Waits for one of the states; fails at once where the run ended in another."""
         reached = self.wait_for(run, lambda shown: shown["state"] in states + ENDED, seconds,
                                 f"state {' or '.join(states)}")
-        assert reached["state"] in states, reached
+        assert reached["state"] in states, json.dumps(reached)
         return reached
 
     def wait_end(self, run, state="completed", seconds=60):

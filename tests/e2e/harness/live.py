@@ -21,7 +21,8 @@ COMPARE = ('size=$(blockdev --getsize64 "$BLOCKFERRY_SOURCE"); dd if="$BLOCKFERR
 
 
 class LiveVolume:
-    """A source of some kind, a filesystem on it (or on its partition), mounted, and a target for it."""
+    """A source of some kind (or a device that is there, by its path), a filesystem on it (or on its partition), mounted,
+    and a target for it."""
 
     def __init__(self, volumes, kind, filesystem, options=None, size=SIZE):
         need_root()
@@ -30,7 +31,9 @@ class LiveVolume:
         self.offset = 0  # of the filesystem on the target
         self.part = None
         sector = 4096 if kind == "loop4096" else 512
-        if kind == "zram":
+        if kind.startswith("/dev/"):
+            self.source = self.device = kind
+        elif kind == "zram":
             self.source = self.device = volumes.zram(size)
         elif kind in ("partition", "disk"):
             disk = volumes.loop(size + 2 * MiB, partitions=True)
@@ -78,13 +81,19 @@ class Load:
     """Writes of every kind at once, until stopped: buffered, direct at depth, mapped, with fsync, truncates, deletes
     and fstrim."""
 
-    def __init__(self, mount, seed, direct_rate="40m"):
+    def __init__(self, mount, seed, direct_rate="40m", only_files=False):
         self.mount, self.random = Path(mount), random.Random(seed)
         self.stopped = threading.Event()
         self.errors = []
-        jobs = Path(mount, ".load.fio")
+        self.fio = None if only_files else self._start_fio(seed, direct_rate)
+        self.thread = threading.Thread(target=self._files)
+        self.thread.start()
+        time.sleep(0.5)  # the load itself, not a wait for an event
+
+    def _start_fio(self, seed, direct_rate):
+        jobs = self.mount / ".load.fio"
         jobs.write_text(f"""[global]
-directory={mount}
+directory={self.mount}
 thread
 time_based
 runtime=600
@@ -113,11 +122,8 @@ bs=8k
 fallocate=none
 unlink_each_loop=1
 """)
-        self.fio = subprocess.Popen(["fio", "--output=/dev/null", str(jobs)], stdout=subprocess.DEVNULL,
-                                    stderr=subprocess.DEVNULL)
-        self.thread = threading.Thread(target=self._files)
-        self.thread.start()
-        time.sleep(0.5)  # the load itself, not a wait for an event
+        return subprocess.Popen(["fio", "--output=/dev/null", str(jobs)], stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
 
     def _files(self):
         try:
@@ -145,8 +151,9 @@ unlink_each_loop=1
     def stop(self):
         self.stopped.set()
         self.thread.join(60)
-        self.fio.terminate()
-        self.fio.wait(60)
+        if self.fio:
+            self.fio.terminate()
+            self.fio.wait(60)
         if self.errors:
             raise self.errors[0]
 
