@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 
 #include <fcntl.h>
 #include <limits.h>
@@ -10,6 +11,7 @@
 #include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 extern char** environ;
@@ -40,6 +42,12 @@ void pass_on(posix_spawn_file_actions_t& files, const std::vector<int>& descript
     posix_spawn_file_actions_addopen(&files, standard, "/dev/null", O_RDWR, 0);
 }
 
+/// Whether systemd started this very process as a service: then it is confined as its unit says.
+bool is_unit() {
+  const char* const started = std::getenv("SYSTEMD_EXEC_PID");
+  return started != nullptr && started == std::to_string(::getpid()) && ::sd_booted() > 0;
+}
+
 std::vector<char*> pointers(std::vector<std::string>& words) {
   std::vector<char*> list;
   list.reserve(words.size() + 1);
@@ -62,7 +70,8 @@ Result<void> GuardProcess::start(const GuardOptions& options) {
   socket_ = FileDescriptor(pair[0]);
   const FileDescriptor theirs(pair[1]);
   std::vector<int> descriptors{theirs.get(), options.mark};
-  std::vector<std::string> arguments{"ferryd-guard", options.cutover_cmd};
+  std::vector<std::string> arguments{
+      "ferryd-guard", is_unit() ? guard_commands_as_units : guard_commands_as_children, options.cutover_cmd};
   for (const auto& hold : options.holds) {
     arguments.push_back(hold.kind);
     for (const int descriptor : hold.descriptors) {
@@ -77,8 +86,12 @@ Result<void> GuardProcess::start(const GuardOptions& options) {
   posix_spawn_file_actions_init(&files);
   pass_on(files, descriptors);
   const std::string path = guard_path();
-  const int error = ::posix_spawn(&process_, path.c_str(), &files, nullptr, pointers(arguments).data(),
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID);  // what stops ferryd's terminal does not stop it
+  const int error = ::posix_spawn(&process_, path.c_str(), &files, &attributes, pointers(arguments).data(),
                                   pointers(variables).data());
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&files);
   if (error == 0) return {};
   process_ = 0;

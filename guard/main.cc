@@ -1,29 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// ferryd-guard: see protocol.h. Locked in memory and deaf to signals.
+// ferryd-guard: see protocol.h, and hardening.h for what keeps it going.
 #include <cstdlib>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/mman.h>
 
 #include "guard/guard.h"
+#include "guard/hardening.h"
+#include "guard/shell_command.h"
 
 namespace blockferry {
 
 namespace {
-
-void harden() {
-  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGABRT, SIGQUIT, SIGPIPE, SIGUSR1, SIGUSR2})
-    ::signal(signal, SIG_IGN);
-  // As far as the process's rights go.
-  static_cast<void>(::mlockall(MCL_CURRENT | MCL_FUTURE));
-  std::ofstream("/proc/self/oom_score_adj") << -1000;
-}
 
 /// Takes its words off `words`. Nothing: they make no hold.
 std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
@@ -47,8 +37,9 @@ std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
 
 int main(int argc, char** argv) {
   using namespace blockferry;
-  if (argc < 2) return 2;
-  std::vector<std::string> words(argv + 2, argv + argc);
+  if (argc < 3) return 2;
+  if (argv[1] == std::string(guard_commands_as_units)) run_commands_as_units();
+  std::vector<std::string> words(argv + 3, argv + argc);
   std::vector<std::unique_ptr<Hold>> holds;
   while (!words.empty()) {
     auto hold = hold_of(words);
@@ -58,5 +49,5 @@ int main(int argc, char** argv) {
   // Not for the user's commands.
   for (int fd = guard_socket_fd; ::fcntl(fd, F_GETFD) >= 0; ++fd) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
   harden();
-  return Guard(std::move(holds), argv[1], guard_socket_fd, guard_mark_fd).run();
+  return Guard(std::move(holds), argv[2], guard_socket_fd, guard_mark_fd).run();
 }

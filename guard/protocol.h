@@ -15,7 +15,8 @@
 // serves one cutover and ends.
 //
 // Descriptors: 3 the socket (SOCK_SEQPACKET), 4 the directory for the mark of a hand-over, or /dev/null.
-// Arguments: CUTOVER_CMD (empty: none), and then each hold's words:
+// Arguments: HOW ("units": commands are run as transient units of systemd's; "children": by itself),
+// CUTOVER_CMD (empty: none), and then each hold's words:
 //
 //   filesystem FD            freezes it; handed over, its writers go on
 //   fenced-filesystem FD     freezes it; handed over, it is shut down, so that its writers get errors
@@ -27,6 +28,8 @@
 namespace blockferry {
 
 constexpr int guard_socket_fd = 3, guard_mark_fd = 4, guard_holds_fd = 5;
+constexpr const char* guard_commands_as_units = "units";
+constexpr const char* guard_commands_as_children = "children";
 /// A directory of this name below descriptor 4: the volume was handed over.
 constexpr const char* guard_mark = "handed-over";
 

@@ -8,12 +8,14 @@
 #include <fstream>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "blockio/base/file_descriptor.h"
 
@@ -47,7 +49,49 @@ std::string one_line_of(int output) {
   return said;
 }
 
-int spawn_shell(const std::string& command_line, int output, pid_t& process) {
+bool as_units = false;
+
+std::vector<std::string> shell_words(const std::string& command_line) {
+  return {"/bin/sh", "-c", command_line};
+}
+
+/// systemd replaces variables of its own accord, and the shell is to do that.
+std::string without_variables(const std::string& command_line) {
+  std::string plain;
+  for (const char letter : command_line) plain += letter == '$' ? "$$" : std::string(1, letter);
+  return plain;
+}
+
+std::vector<std::string> unit_words(const std::string& unit, const std::string& command_line,
+                                    std::chrono::milliseconds limit) {
+  // The time is kept here; should nobody be here any more, systemd keeps it.
+  const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(limit).count() + 2;
+  std::vector<std::string> words{"systemd-run",
+                                 "--quiet",
+                                 "--wait",
+                                 "--pipe",
+                                 "--collect",
+                                 "--service-type=exec",
+                                 "--unit=" + unit,
+                                 "--description=A command of Blockferry's",
+                                 "--property=KillMode=process",  // what it leaves running goes on
+                                 "--property=RuntimeMaxSec=" + std::to_string(seconds)};
+  for (char** variable = environ; *variable != nullptr; ++variable) {  // the others are ferryd's own
+    if (std::string_view(*variable).starts_with("BLOCKFERRY_"))
+      words.push_back(std::string("--setenv=") + *variable);
+  }
+  words.emplace_back("--");
+  const auto shell = shell_words(without_variables(command_line));
+  words.insert(words.end(), shell.begin(), shell.end());
+  return words;
+}
+
+/// In a process group of its own.
+int spawn(std::vector<std::string> words, int output, pid_t& process) {
+  std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
+  for (auto& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
   posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
@@ -63,12 +107,27 @@ int spawn_shell(const std::string& command_line, int output, pid_t& process) {
   posix_spawnattr_setpgroup(&attributes, 0);
   posix_spawnattr_setflags(&attributes,
                            POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  const char* const arguments[] = {"sh", "-c", command_line.c_str(), nullptr};
   const int error =
-      ::posix_spawn(&process, "/bin/sh", &files, &attributes, const_cast<char* const*>(arguments), environ);
+      ::posix_spawnp(&process, arguments.front(), &files, &attributes, arguments.data(), environ);
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&files);
   return error;
+}
+
+/// Of what is killed.
+void wait_for(pid_t process, std::chrono::milliseconds patience) {
+  for (auto left = patience; left.count() > 0 && ::waitpid(process, nullptr, WNOHANG) == 0; --left)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+/// Who asked for the unit first, so that it is not begun after it was killed.
+void kill_all(pid_t process, const std::string& unit) {
+  ::kill(-process, SIGKILL);
+  if (unit.empty()) return;
+  const FileDescriptor output(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+  pid_t killer = 0;
+  if (spawn({"systemctl", "kill", "--signal=KILL", unit + ".service"}, output.get(), killer) != 0) return;
+  wait_for(killer, std::chrono::seconds(1));
 }
 
 /// Our own score is not for the user's commands.
@@ -84,11 +143,19 @@ std::string how_it_ended(int status, bool killed) {
 
 }  // namespace
 
+void run_commands_as_units() {
+  as_units = true;
+}
+
 CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,
                                  const std::atomic<bool>& give_up) {
+  static std::atomic<unsigned> commands{0};
+  const std::string unit =
+      as_units ? "ferryd-command-" + std::to_string(::getpid()) + "-" + std::to_string(++commands) : "";
   const FileDescriptor output(::memfd_create("output", MFD_CLOEXEC));
   pid_t process = 0;
-  if (const int error = spawn_shell(command_line, output.get(), process); error != 0)
+  const auto words = unit.empty() ? shell_words(command_line) : unit_words(unit, command_line, limit);
+  if (const int error = spawn(words, output.get(), process); error != 0)
     return {false, std::string("cannot be started: ") + std::strerror(error)};
   make_killable(process);
   const auto deadline = std::chrono::steady_clock::now() + limit;
@@ -96,7 +163,7 @@ CommandOutcome run_shell_command(const std::string& command_line, std::chrono::m
   bool killed = false;
   while (::waitpid(process, &status, killed ? 0 : WNOHANG) == 0) {
     if (give_up || std::chrono::steady_clock::now() >= deadline) {
-      ::kill(-process, SIGKILL);
+      kill_all(process, unit);
       killed = true;
     } else {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -13,6 +13,11 @@ struct CommandOutcome {
   std::string detail;      ///< otherwise: how it ended, and the last that it said
 };
 
+/// Asked for once, before the first command: each runs as a transient unit of systemd's, for what confines
+/// ferryd's own (its view of the filesystems, the system calls that it may make) is not meant for the user's
+/// commands.
+void run_commands_as_units();
+
 /// Runs `/bin/sh -c command_line` in a process group of its own, which is killed when the time is over or
 /// `give_up` becomes true.
 CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,

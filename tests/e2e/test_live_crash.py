@@ -85,12 +85,12 @@ def test_kill_at_any_instant(ferryds, volumes):
 
 
 def test_a_ferryd_that_is_stopped_while_frozen(ferryd, volumes):
-    """The guard lets go in time, and grants no hand-over afterwards."""
+    """The guard lets go in time, and grants no hand-over afterwards. Ctrl-Z on ferryd's terminal is not for it."""
     volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
     pid = ferryd.process.pid
     with Probe(volume.mount) as probe:
         name = ferryd.start_clone(volume.source, volume.target, options=[
-            "--max-freeze", "2s", "--cutover-cmd", f"kill -STOP {pid}; sleep 60"])
+            "--max-freeze", "2s", "--cutover-cmd", f"kill -TSTP $PPID; kill -STOP {pid}; sleep 60"])
         wait_until(lambda: probe.waits() > 0.5, what="the freeze")
         wait_until(lambda: probe.waits() < 0.5, 5, "the end of the freeze")
         assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", "ferryd does not see to it itself"
@@ -98,6 +98,43 @@ def test_a_ferryd_that_is_stopped_while_frozen(ferryd, volumes):
         os.kill(pid, signal.SIGCONT)
         shown = ferryd.wait_end(name, "rolled-back")
     assert "--max-freeze" in shown["error"]["message"]
+
+
+@pytest.fixture
+def cgroup(volumes):
+    """One of version 2, of the test's own."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        if words[words.index("-") + 1] == "cgroup2":
+            made = Path(words[4], f"blockferry-{volumes.directory.name}")
+            made.mkdir()
+            volumes.at_end(made.rmdir)
+            return made
+    pytest.skip("this machine has no cgroups of version 2")
+
+
+@pytest.mark.parametrize("fate", ["freeze", "kill"])
+def test_the_guard_does_not_share_the_fate_of_ferryds_cgroup(ferryd, volumes, cgroup, fate):
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    volumes.at_end(lambda: run("fsfreeze", "--unfreeze", volume.mount, check=False))
+    (cgroup / "cgroup.procs").write_text(str(ferryd.process.pid))
+    with Probe(volume.mount) as probe:
+        name = ferryd.start_clone(volume.source, volume.target, options=[
+            "--max-freeze", "2s", "--cutover-cmd", f"echo 1 > {cgroup}/cgroup.{fate}; sleep 60"])
+        if fate == "freeze":
+            wait_until(lambda: probe.waits() > 0.5, what="the freeze")
+        else:
+            wait_until(lambda: ferryd.process.poll() is not None, 30, "ferryd's end")
+        before = len(probe.usual)
+        wait_until(lambda: len(probe.usual) > before + 5, 5, "the end of the freeze")
+        assert probe.longest < 3 * TIME_SCALE
+        if fate == "freeze":
+            assert "frozen 1" in (cgroup / "cgroup.events").read_text(), "ferryd does not see to it itself"
+            (cgroup / "cgroup.freeze").write_text("0")
+        else:
+            ferryd.kill()
+            ferryd.start()
+        ferryd.wait_end(name, "rolled-back")
 
 
 def test_a_ferryd_that_is_stopped_at_any_instant_of_a_cutover(ferryd, volumes):
