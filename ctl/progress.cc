@@ -54,6 +54,20 @@ std::string eta_part(std::optional<double> eta_seconds) {
   return text.empty() ? "" : text + " left";
 }
 
+/// Of a source in use: how far its passes have come, and what a cutover would take.
+std::vector<std::string> live_parts(const json& run) {
+  const std::string tracker = text_of(run, "tracker");
+  if (tracker == "none" || tracker == "checksum" || tracker.empty()) return {};
+  std::vector<std::string> parts{"tracker " + tracker + ", pass " +
+                                 std::to_string(list_of(run, "passes").size())};
+  if (has_number(run, "predicted_downtime_ms") && !has_number(run, "ended_at")) {
+    parts.push_back("written at " + size_text(run, "dirty_bytes_per_second") + "/s");
+    parts.push_back("a cutover now would pause for " +
+                    format_duration(number_of(run, "predicted_downtime_ms") / 1000));
+  }
+  return parts;
+}
+
 /// What happens, the most important first.
 std::vector<std::string> details_of(const json& run) {
   std::vector<std::string> parts{activity_text(run)};
@@ -64,10 +78,7 @@ std::vector<std::string> details_of(const json& run) {
   if (has_number(run, "bytes_total")) add(bytes_text(run));
   if (number_of(run, "throughput_bytes_per_second") > 0)
     add(size_text(run, "throughput_bytes_per_second") + "/s");
-  if (has_number(run, "predicted_downtime_ms") && !has_number(run, "ended_at")) {
-    add("written at " + size_text(run, "dirty_bytes_per_second") + "/s");
-    add("a cutover now would pause for " + format_duration(number_of(run, "predicted_downtime_ms") / 1000));
-  }
+  for (const auto& part : live_parts(run)) add(part);
   if (number_of(run, "bytes_zeroed") > 0) add(size_text(run, "bytes_zeroed") + " of it zeroes");
   if (const auto bad = list_of(run, "bad_ranges").size(); bad > 0)
     add(std::to_string(bad) + " unreadable range" + (bad > 1 ? "s" : ""));
@@ -204,6 +215,13 @@ std::string pause_line(const json& run) {
       text += (text.back() == ':' ? " " : ", ") + std::string(phase) + " " + time(milliseconds);
   }
   return text;
+}
+
+std::string live_line(const json& run) {
+  std::string text;
+  for (const auto& part : live_parts(run)) text += (text.empty() ? "" : "; ") + part;
+  const std::string pause = text.empty() ? "" : pause_line(run);
+  return text + (pause.empty() ? "" : "\n" + pause);
 }
 
 std::string verify_summary_line(const json& run, double seconds) {

@@ -28,9 +28,11 @@ std::string progress_text(const nlohmann::json& run, std::optional<double> eta_s
 
 /// "copied 4.0 GiB (1.2 GiB of zeroes) in 1.1s, 3.6 GiB/s; verified, no mismatch"
 std::string summary_line(const nlohmann::json& run);
-/// The same of `verify`, which took `seconds`.
-/// "paused for 42 ms: freeze 30 ms, …"; empty where nothing was quiesced.
+/// "the source paused for 42ms: freeze 30ms, …"; empty where nothing was quiesced.
 std::string pause_line(const nlohmann::json& run);
+/// "tracker ebpf, pass 7; written at 50.0 MiB/s; …", and the last pause below; empty where no source is live.
+std::string live_line(const nlohmann::json& run);
+/// As summary_line(), of `verify`, which took `seconds`.
 std::string verify_summary_line(const nlohmann::json& run, double seconds);
 
 /// "about 2 min": coarser the farther away it is. Empty where the time means nothing.

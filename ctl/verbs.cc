@@ -286,7 +286,14 @@ int do_map(const Session& session) {
   // JSON is not for this terminal: as many cells as ferryd likes.
   auto map = session.client.get(command.json ? path : path + "?cells=" + std::to_string(map_cells(style)));
   if (!map) return report_run_error(session, map.error());
-  command.json ? print_json(*map) : print(render_map(*map, style));
+  if (command.json) {
+    print_json(*map);
+    return 0;
+  }
+  print(render_map(*map, style));
+  const auto run = session.client.get(run_path(command.words[0]));
+  const std::string live = run ? live_line(*run) : "";
+  if (!live.empty()) print(live + "\n");
   return 0;
 }
 

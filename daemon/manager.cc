@@ -262,7 +262,7 @@ std::string Manager::metrics_text() {
     const std::lock_guard lock(mutex_);
     for (const auto& [id, entry] : entries_) runs.push_back(entry.status());
   }
-  return metrics_.text(runs);
+  return metrics_.text(runs, live_tracking_missing().empty());
 }
 
 }  // namespace blockferry

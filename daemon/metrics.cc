@@ -73,6 +73,14 @@ std::vector<ClientMetric::Label> run_labels(const RunStatus& run) {
   return {{"run", run.id}, {"name", run.request.name}};
 }
 
+/// What a run is, as labels; the value says nothing.
+ClientMetric description_of(const RunStatus& run) {
+  auto labels = run_labels(run);
+  labels.push_back({"mode", run.mode});
+  labels.push_back({"tracker", run.tracker});
+  return gauge(1, std::move(labels));
+}
+
 MetricFamily runs_by_state(const std::vector<RunStatus>& runs) {
   std::array<unsigned, state_count> counts{};
   for (const auto& run : runs) ++counts[static_cast<std::size_t>(run.state)];
@@ -96,10 +104,15 @@ void append_run_gauges(const std::vector<RunStatus>& runs, std::vector<MetricFam
              "The pause of a live source that a cutover at the end of the last pass would take.");
   auto pause = gauges("blockferry_run_last_pause_seconds",
                       "The pause of a live source in its last cutover or rehearsal.");
+  auto info = gauges("blockferry_run_info", "A run's mode, and the tracker that serves it; always 1.");
+  auto passes =
+      gauges("blockferry_run_passes", "Passes that a run has begun; of very many, the last are one.");
   for (const auto& run : runs) {
     // A run that is kept tells its last pause as long as it stands.
     if (run.downtime_ms) pause.metric.push_back(gauge(*run.downtime_ms / 1000, run_labels(run)));
     if (run_state_ended(run.state)) continue;
+    info.metric.push_back(description_of(run));
+    passes.metric.push_back(gauge(static_cast<double>(run.passes.size()), run_labels(run)));
     if (run.dirty_bytes_per_second)
       dirty_rate.metric.push_back(gauge(static_cast<double>(*run.dirty_bytes_per_second), run_labels(run)));
     if (run.predicted_downtime_ms)
@@ -110,7 +123,8 @@ void append_run_gauges(const std::vector<RunStatus>& runs, std::vector<MetricFam
     progress.metric.push_back(gauge(run.progress, run_labels(run)));
     bad.metric.push_back(gauge(static_cast<double>(run.bad_ranges.size()), run_labels(run)));
   }
-  for (auto* made : {&dirty, &granule, &in_flight, &progress, &bad, &dirty_rate, &predicted, &pause})
+  for (auto* made :
+       {&info, &passes, &dirty, &granule, &in_flight, &progress, &bad, &dirty_rate, &predicted, &pause})
     if (!made->metric.empty()) families.push_back(std::move(*made));
 }
 
@@ -238,9 +252,14 @@ void Metrics::add_error(ErrorCode code) {
   parts_->errors[static_cast<std::size_t>(code)]->Increment();
 }
 
-std::string Metrics::text(const std::vector<RunStatus>& runs) const {
+std::string Metrics::text(const std::vector<RunStatus>& runs, bool can_track_live) const {
   auto families = parts_->registry.Collect();
   families.push_back(runs_by_state(runs));
+  auto live =
+      gauges("blockferry_live_tracking_available",
+             "Whether writes to volumes in use can be tracked here; `ferryctl devices` says why not.");
+  live.metric.push_back(gauge(can_track_live ? 1 : 0));
+  families.push_back(std::move(live));
   append_run_gauges(runs, families);
   append_process(families);
   std::ostringstream out;

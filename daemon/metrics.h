@@ -28,7 +28,8 @@ class Metrics {
   void add_error(ErrorCode code);
 
   /// The text format, with gauges for these runs: runs by state, dirty granules, I/O in flight, progress.
-  std::string text(const std::vector<RunStatus>& runs) const;
+  /// `can_track_live`: of this machine.
+  std::string text(const std::vector<RunStatus>& runs, bool can_track_live) const;
 
  private:
   struct Parts;

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <mutex>
 #include <random>
 
 #include <linux/magic.h>
@@ -54,8 +55,12 @@ std::string new_id() {
 
 }  // namespace
 
-const std::string& live_tracking_missing() {
-  static const std::string why = why_tracking_is_missing();
+std::string live_tracking_missing() {
+  static std::mutex mutex;
+  static bool found = false;  // guarded by mutex
+  const std::lock_guard lock(mutex);
+  std::string why = found ? "" : why_tracking_is_missing();
+  found = why.empty();
   return why;
 }
 

@@ -15,8 +15,8 @@
 
 namespace blockferry {
 
-/// Why no source in use can be tracked on this machine; empty: it can. Looked into once a process.
-const std::string& live_tracking_missing();
+/// Why no source in use can be tracked on this machine; empty: it can. Looked into until it can.
+std::string live_tracking_missing();
 
 class TrackerPins {
  public:

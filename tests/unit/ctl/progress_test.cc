@@ -220,6 +220,20 @@ TEST(Summary, of_verify_counts_mismatches) {
   EXPECT_NE(verify_summary_line(run, 2).find("; 3 granules differ"), std::string::npos);
 }
 
+TEST(Live, what_serves_and_what_a_cutover_would_take) {
+  EXPECT_EQ(live_line(fake_run("copying")), "");
+  json run = fake_run("tracking", {{"tracker", "ebpf"}});
+  EXPECT_EQ(live_line(run), "tracker ebpf, pass 1");
+  run.update({{"predicted_downtime_ms", 42},
+              {"dirty_bytes_per_second", 1048576},
+              {"downtime_ms", 30},
+              {"pause", {{"freeze_ms", 20}, {"drain_ms", 10}, {"rehearsal", true}}}});
+  EXPECT_EQ(live_line(run),
+            "tracker ebpf, pass 1; written at 1.0 MiB/s; a cutover now would pause for 42ms\n"
+            "rehearsed: a pause of 30ms: freeze 20ms, drain 10ms");
+  EXPECT_NE(progress_text(run, std::nullopt).find("tracker ebpf, pass 1, written at"), std::string::npos);
+}
+
 TEST(Text, names_cannot_command_the_terminal) {
   EXPECT_EQ(printable("a\033[2Jb\nc\x7f"), "a?[2Jb?c?");
   EXPECT_EQ(printable("\xc2\x9b"

@@ -21,6 +21,8 @@ namespace {
 RunStatus copying_run() {
   RunStatus run = FakeControl::sample_run();
   run.state = RunState::copying;
+  run.mode = "hybrid";
+  run.tracker = "ebpf";
   run.request.name = "odd \"name\"\n";
   run.granules_dirty = 17;
   run.io_in_flight = 5;
@@ -49,7 +51,7 @@ TEST(Metrics, CountersAddWhatHappenedBetweenReadings) {
   metrics.add_io(before, now);
   metrics.add_io(now, now);
   metrics.add_verified(4096, 1);
-  const auto text = metrics.text({});
+  const auto text = metrics.text({}, true);
   EXPECT_EQ(value_of(text, "blockferry_read_bytes_total"), "250");
   EXPECT_EQ(value_of(text, "blockferry_written_bytes_total"), "200");
   EXPECT_EQ(value_of(text, "blockferry_zeroed_bytes_total"), "50");
@@ -68,7 +70,7 @@ TEST(Metrics, LatencyBucketsAreTheEngines) {
   now.reads.counts[Latencies::buckets - 1] = 4;
   now.reads.seconds_sum = 1.5;
   metrics.add_io(before, now);
-  const auto text = metrics.text({});
+  const auto text = metrics.text({}, true);
   const auto bucket = [&](const std::string& bound) {
     return value_of(text, "blockferry_io_latency_seconds_bucket{operation=\"read\",le=\"" + bound + "\"}");
   };
@@ -88,7 +90,7 @@ TEST(Metrics, EventsCountUnderTheirLabel) {
   metrics.add_run_ended(RunState::completed);
   metrics.add_run_ended(RunState::copying);  // has not ended: counts nowhere
   metrics.add_checkpoint(0.003);
-  const auto text = metrics.text({});
+  const auto text = metrics.text({}, true);
   EXPECT_EQ(value_of(text, "blockferry_passes_total{kind=\"checksum\"}"), "1");
   EXPECT_EQ(value_of(text, "blockferry_passes_total{kind=\"full\"}"), "0");
   EXPECT_EQ(value_of(text, "blockferry_errors_total{code=\"no_space\"}"), "1");
@@ -101,10 +103,11 @@ TEST(Metrics, EventsCountUnderTheirLabel) {
 
 TEST(Metrics, GaugesFollowTheRuns) {
   const Metrics metrics;
-  const auto none = metrics.text({});
+  const auto none = metrics.text({}, false);
+  EXPECT_EQ(value_of(none, "blockferry_live_tracking_available"), "0");
   EXPECT_EQ(value_of(none, "blockferry_runs{state=\"cutting-over\"}"), "0");
   EXPECT_EQ(none.find("blockferry_run_"), std::string::npos);
-  const auto text = metrics.text({copying_run(), FakeControl::sample_run()});
+  const auto text = metrics.text({copying_run(), FakeControl::sample_run()}, true);
   EXPECT_EQ(value_of(text, "blockferry_runs{state=\"copying\"}"), "1");
   EXPECT_EQ(value_of(text, "blockferry_runs{state=\"failed\"}"), "1");
   EXPECT_EQ(value_of(text, "blockferry_runs{state=\"queued\"}"), "0");
@@ -112,10 +115,16 @@ TEST(Metrics, GaugesFollowTheRuns) {
   EXPECT_EQ(value_of(text, "blockferry_run_dirty_granules" + labels), "17");
   EXPECT_EQ(value_of(text, "blockferry_run_io_in_flight" + labels), "5");
   EXPECT_EQ(value_of(text, "blockferry_run_progress_ratio" + labels), "0.25");
+  EXPECT_EQ(value_of(text, "blockferry_run_passes" + labels), "1");
+  EXPECT_EQ(
+      value_of(text,
+               R"(blockferry_run_info{run="20261123-1",name="odd \"name\"\n",mode="hybrid",tracker="ebpf"})"),
+      "1");
+  EXPECT_EQ(value_of(text, "blockferry_live_tracking_available"), "1");
 }
 
 TEST(Metrics, DescribeTheProcess) {
-  const auto text = Metrics().text({});
+  const auto text = Metrics().text({}, true);
   EXPECT_GT(std::stod(value_of(text, "process_resident_memory_bytes")), 100e3);
   EXPECT_GE(std::stod(value_of(text, "process_cpu_seconds_total")), 0.0);
   EXPECT_GT(std::stod(value_of(text, "process_open_fds")), 0.0);
@@ -133,7 +142,7 @@ TEST(Metrics, PromtoolFindsNothingToSay) {
   metrics.add_checkpoint(0.1);
   std::string path = std::filesystem::temp_directory_path() / "blockferry-metrics-XXXXXX";
   ::close(::mkstemp(path.data()));
-  std::ofstream(path) << metrics.text({copying_run()});
+  std::ofstream(path) << metrics.text({copying_run()}, true);
   FILE* promtool = ::popen(("promtool check metrics <'" + path + "' 2>&1").c_str(), "r");
   ASSERT_NE(promtool, nullptr);
   std::string said;
