@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -98,7 +99,25 @@ Result<void> GuardProcess::start(const GuardOptions& options) {
   return fail(error_from_errno(error, "start", path));
 }
 
+/// One that does not answer must not go on: it might still hand over what its caller gives up.
+void GuardProcess::kill() {
+  socket_.reset();
+  if (process_ == 0) return;
+  ::kill(process_, SIGKILL);
+  constexpr Nanoseconds moment = std::chrono::milliseconds(1), patience = std::chrono::seconds(5);
+  for (Nanoseconds waited{0}; waited < patience && ::waitpid(process_, nullptr, WNOHANG) == 0;
+       waited += moment)
+    system_clock().sleep_for(moment);
+  process_ = 0;
+}
+
 Result<GuardAnswer> GuardProcess::ask(GuardRequest request, Nanoseconds patience) {
+  auto answer = answer_to(request, patience);
+  if (!answer) kill();
+  return answer;
+}
+
+Result<GuardAnswer> GuardProcess::answer_to(GuardRequest request, Nanoseconds patience) {
   const auto gone = [] {
     return fail(make_error(ErrorCode::internal, "talk to", "the guard", "it has ended, or does not answer"));
   };

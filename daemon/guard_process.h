@@ -39,10 +39,13 @@ class GuardProcess {
   GuardProcess& operator=(const GuardProcess&) = delete;
 
   Result<void> start(const GuardOptions& options);
-  /// internal: it is gone, or does not answer in time.
+  /// internal: it is gone, or did not answer in time and has been ended. Whatever it held may still be so.
   Result<GuardAnswer> ask(GuardRequest request, Nanoseconds patience);
 
  private:
+  Result<GuardAnswer> answer_to(GuardRequest request, Nanoseconds patience);
+  void kill();
+
   FileDescriptor socket_;
   pid_t process_ = 0;
 };

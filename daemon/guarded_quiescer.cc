@@ -14,7 +14,8 @@ namespace blockferry {
 
 namespace {
 
-constexpr auto answer_patience = std::chrono::seconds(45);  // beyond the limit: for the resume command
+// Beyond the limit; and for the resume command.
+constexpr Nanoseconds answer_patience = std::chrono::seconds(10), resume_patience = std::chrono::seconds(35);
 constexpr Nanoseconds targets_patience = std::chrono::seconds(1);
 
 class GuardedQuiescer : public Quiescer {
@@ -37,6 +38,10 @@ class GuardedQuiescer : public Quiescer {
   void choose_holds();
   Result<bool> finish(GuardRequest::Kind kind);
   Result<GuardAnswer> ask(GuardRequest request, Nanoseconds patience);
+  Nanoseconds patience() const {
+    return limit_ + answer_patience + (options_.resume_cmd.empty() ? Nanoseconds(0) : resume_patience);
+  }
+  bool is_marked() const { return ::faccessat(mark_.get(), guard_mark, F_OK, 0) == 0; }
   Error failure(const GuardAnswer& answer) const;
   void wait_for_targets() const;
 
@@ -45,6 +50,7 @@ class GuardedQuiescer : public Quiescer {
   std::vector<GuardHold> holds_;
   FileDescriptor mark_;
   bool handed_over_ = false;
+  Nanoseconds limit_{0};
   Nanoseconds quiesced_at_{0}, released_at_{0}, command_time_{0};
   GuardProcess guard_;  ///< ended before the rest is given up
 };
@@ -113,8 +119,9 @@ Error GuardedQuiescer::failure(const GuardAnswer& answer) const {
 }
 
 Result<void> GuardedQuiescer::quiesce(Nanoseconds limit) {
+  limit_ = limit;
   const auto limit_ms = std::chrono::duration_cast<std::chrono::milliseconds>(limit).count();
-  const auto answer = ask({GuardRequest::quiesce, std::uint32_t(limit_ms)}, limit + answer_patience);
+  const auto answer = ask({GuardRequest::quiesce, std::uint32_t(limit_ms)}, patience());
   if (!answer) return fail(answer.error());
   if (answer->kind == GuardAnswer::failed) return fail(failure(*answer));
   if (answer->kind != GuardAnswer::quiesced) {
@@ -147,8 +154,13 @@ Result<bool> GuardedQuiescer::hand_over() {
 }
 
 Result<bool> GuardedQuiescer::finish(GuardRequest::Kind kind) {
-  const auto answer = ask({kind, 0}, answer_patience);
-  if (!answer) return fail(answer.error());
+  const auto answer = ask({kind, 0}, patience());
+  if (!answer) {
+    // It has ended; what it had settled by then stands.
+    handed_over_ = kind == GuardRequest::hand_over && is_marked();
+    released_at_ = system_clock().now();
+    return handed_over_ ? Result<bool>(true) : fail(answer.error());
+  }
   released_at_ = Nanoseconds(answer->at_ns);
   command_time_ = Nanoseconds(answer->command_ns);
   if (answer->kind == GuardAnswer::failed) return fail(failure(*answer));

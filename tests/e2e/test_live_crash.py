@@ -137,6 +137,28 @@ def test_the_guard_does_not_share_the_fate_of_ferryds_cgroup(ferryd, volumes, cg
         ferryd.wait_end(name, "rolled-back")
 
 
+def test_a_guard_that_is_killed(ferryd, volumes):
+    """Nothing stays frozen, and what it had not granted is not handed over."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    with Probe(volume.mount) as probe:
+        name = ferryd.start_clone(volume.source, volume.target, options=[
+            "--max-freeze", "20s", "--cutover-cmd", "kill -KILL $PPID"])
+        shown = ferryd.wait_end(name, "rolled-back")
+        before = len(probe.usual)
+        wait_until(lambda: len(probe.usual) > before + 5, 5, "writes after it")
+    assert "guard" in shown["error"]["message"]
+
+
+def test_a_guard_that_was_stopped_grants_nothing_afterwards(ferryd, volumes):
+    """It is ended before the source is released without it."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    said = volumes.path("guard")
+    name = ferryd.start_clone(volume.source, volume.target, options=[
+        "--max-freeze", "1s", "--cutover-cmd", f"echo $PPID > {said}; kill -STOP $PPID"])
+    ferryd.wait_end(name, "rolled-back", seconds=90)
+    assert not Path("/proc", said.read_text().strip()).exists()
+
+
 def test_a_ferryd_that_is_stopped_at_any_instant_of_a_cutover(ferryd, volumes):
     volume = LiveVolume(volumes, "loop512", "xfs")
     pid = ferryd.process.pid
