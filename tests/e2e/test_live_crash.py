@@ -19,7 +19,7 @@ from harness.volumes import MiB, run
 from harness.waiting import TIME_SCALE, wait_until
 
 KILLS = int(os.environ.get("BLOCKFERRY_CRASH_ROUNDS", "8"))
-FREEZE_SECONDS_MAX = 4
+FREEZE_SECONDS_MAX = 8
 
 
 def kinds_of(shown):

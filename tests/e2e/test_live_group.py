@@ -194,7 +194,7 @@ def test_kill_at_any_instant(ferryds, volumes, pair):
     ferryd = ferryds("--checkpoint-interval", "300ms")
     with Ledger(*pair) as ledger:
         for _ in range(KILLS):
-            ids = start(ferryd, "clone", pair, "--overwrite", "--max-downtime", "1s", "--max-freeze", "5s",
+            ids = start(ferryd, "clone", pair, "--overwrite", "--max-downtime", "1s", "--max-freeze", "20s",
                         "--cutover-cmd", COMPARE_ALL)
             asking = threading.Thread(target=ask_for_cutover, args=(ferryd, ids[0]))
             asking.start()
