@@ -97,6 +97,7 @@ bool RunCore::gather() {
     return false;
   }
   judge_suspects();
+  region_ = {};  // what was a hole may have been written since
   volume_->note_collected(0, volume_->geometry().granule_count());
   live_.unreleased = true;
   live_.lost = live_.tracker->losses();

@@ -106,6 +106,19 @@ class LiveJourney {
     }
   }
 
+  /// The source is sparse: data and holes in turn.
+  void make_holes(std::uint64_t granules) {
+    auto& bytes = source_.bytes.current;
+    bool hole = false;
+    for (std::uint64_t at = 0; at < bytes.size(); at += granules * granule, hole = !hole) {
+      const std::uint64_t end = std::min<std::uint64_t>(bytes.size(), at + granules * granule);
+      source_.regions.push_back({hole, end});
+      if (hole) std::fill_n(bytes.begin() + std::ptrdiff_t(at), end - at, std::byte(0));
+    }
+    source_.bytes.write(0, bytes);
+    source_.bytes.flush();
+  }
+
   /// As the daemon asks for it, of a run that keeps tracking.
   void sync_again() {
     record_.phase = RunPhase::copying;
@@ -280,6 +293,20 @@ TEST(LiveSimulation, WritesWhileItIsFrozen) {
     strays += journey.kernel().strays_begun;
   }
   EXPECT_GT(strays, 20u) << "hardly any came in time";
+}
+
+/// What was a hole when a pass began may be data by now.
+TEST(LiveSimulation, WritesToHoles) {
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    LiveJourney journey(seed, 48, 1);
+    journey.make_holes(8 + seed % 32);
+    journey.kernel().write_chance =
+        0.03;  // so that the first to be copied may lie in what was looked at last
+    journey.finish();
+    journey.expect_targets_as_at_cutover("of a sparse source");
+    if (HasFatalFailure()) return;
+  }
 }
 
 /// Everything at once, by chance.

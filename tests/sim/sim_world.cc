@@ -68,7 +68,26 @@ void World::step() {
 
 // Disks.
 
+/// What lies in this range is data from now on.
+void SimDisk::fill(std::uint64_t begin, std::uint64_t end) {
+  std::vector<DeviceRegion> filled;
+  std::uint64_t at = 0;
+  const auto up_to = [&](std::uint64_t region_end, bool hole) {
+    if (region_end > at) filled.push_back({hole, region_end});
+    at = std::max(at, region_end);
+  };
+  for (const auto& region : regions) {
+    if (region.hole && begin < region.end && end > at) {
+      up_to(std::max(at, begin), true);
+      up_to(std::min(region.end, end), false);
+    }
+    up_to(region.end, region.hole);
+  }
+  regions = std::move(filled);
+}
+
 void SimDisk::poke(std::size_t offset, std::vector<std::byte> data) {
+  fill(offset, offset + data.size());
   bytes.write(offset, std::move(data));
   bytes.flush();
   ++generation;

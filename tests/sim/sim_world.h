@@ -95,6 +95,9 @@ struct SimDisk {
 
   /// A write from outside of Blockferry.
   void poke(std::size_t offset, std::vector<std::byte> data);
+
+ private:
+  void fill(std::uint64_t begin, std::uint64_t end);
 };
 
 class SimQueue : public IoQueue {
