@@ -22,9 +22,12 @@ COMBINATIONS = [(kind, filesystem, options) for at, (kind, filesystem) in
 def test_a_busy_filesystem_is_cloned_as_it_is_at_one_moment(ferryd, volumes, kind, filesystem, options):
     volume = LiveVolume(volumes, kind, filesystem, options)
     for _ in range(ROUNDS):
-        with Loaded(volume, volumes.random.randrange(2**32)):
-            shown = ferryd.clone(volume.source, volume.target, options=[
-                "--overwrite", "--cutover-cmd", COMPARE, "--max-freeze", "30s", "--max-downtime", "1s"])
+        with Loaded(volume, volumes.random.randrange(2**32), trims=True) as load:
+            name = ferryd.start_clone(volume.source, volume.target, options=[
+                "--overwrite", "--cutover", "manual", "--cutover-cmd", COMPARE, "--max-freeze", "30s"])
+            ferryd.wait_state(name, "tracking")
+            load.end_trims()
+            shown = ferryd.ctl("cutover", name, "--json").json
         assert shown["mode"] == "hybrid" and shown["tracker"] == "ebpf"
         assert shown["passes"][0]["kind"] == "full" and shown["passes"][-1]["kind"] == "final"
         assert not [each for each in shown["passes"] if each["kind"] == "checksum"], shown["tracker_losses"]

@@ -2,7 +2,6 @@
 """Volumes in use: filesystems on every kind of device, mixed load on them, and proof at the moment of the cutover."""
 import os
 import random
-import shutil
 import subprocess
 import threading
 import time
@@ -79,12 +78,13 @@ class LiveVolume:
 
 class Load:
     """Writes of every kind at once, until stopped: buffered, direct at depth, mapped, with fsync, truncates, deletes
-    and fstrim."""
+    and, if asked for, fstrim."""
 
-    def __init__(self, mount, seed, direct_rate="40m", only_files=False):
+    def __init__(self, mount, seed, direct_rate="40m", only_files=False, trims=False):
         self.mount, self.random = Path(mount), random.Random(seed)
         self.stopped = threading.Event()
         self.errors = []
+        self.trims, self.trim_lock = trims, threading.Lock()
         self.fio = None if only_files else self._start_fio(seed, direct_rate)
         self.thread = threading.Thread(target=self._files)
         self.thread.start()
@@ -144,9 +144,16 @@ unlink_each_loop=1
             os.truncate(path, self.random.randrange(path.stat().st_size + 1))
         elif path.exists() and action == 3:
             path.unlink()
-        elif self.random.randrange(20) == 0 and shutil.which("fstrim"):
-            subprocess.run(["fstrim", str(self.mount)], check=False, capture_output=True)
+        elif self.random.randrange(20) == 0:
+            with self.trim_lock:
+                if self.trims:
+                    run("fstrim", self.mount, check=False)
         self.stopped.wait(0.002)
+
+    def end_trims(self):
+        """fstrim goes on where a filesystem is frozen: what is free would differ between the source and its copy."""
+        with self.trim_lock:
+            self.trims = False
 
     def stop(self):
         self.stopped.set()
