@@ -15,7 +15,7 @@ import pytest
 
 from harness.ferryd import ENDED
 from harness.live import COMPARE, LiveVolume, Loaded, Probe
-from harness.volumes import MiB, run
+from harness.volumes import Loop, MiB, run
 from harness.waiting import TIME_SCALE, wait_until
 
 KILLS = int(os.environ.get("BLOCKFERRY_CRASH_ROUNDS", "8"))
@@ -211,6 +211,41 @@ def test_a_tracker_that_missed_something_while_nobody_was_there(ferryd, volumes,
     volume.check_target()
 
 
+def backing_file(volume):
+    return Path(f"/sys/block/{os.path.basename(volume.device)}/loop/backing_file").read_text().strip()
+
+
+def test_a_disk_that_was_taken_away_meanwhile(ferryd, volumes):
+    """Another one bears its name, with the same content and some more: no tracker has seen that."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=128 * MiB)
+    name = start(ferryd, volume)
+    ferryd.wait_state(name, "tracking")
+    ferryd.kill()
+    run("umount", volume.mount)
+    loop = Loop(volume.device, backing_file(volume))
+    volumes.reattach(loop, loop.file)
+    run("mount", volume.device, volume.mount)
+    (volume.mount / "late").write_bytes(volumes.data(MiB))
+    os.sync()
+    ferryd.start()
+    ferryd.wait_state(name, "tracking")
+    ask_for_cutover(ferryd, name).join(30)
+    shown = ferryd.wait_end(name)
+    assert "checksum" in kinds_of(shown) and shown["verify"]["mismatches"] == 0
+    volume.check_target()
+
+
+def test_a_disk_that_grows_meanwhile(ferryd, volumes):
+    """What the run copies is no longer the volume: it says so."""
+    volume = LiveVolume(volumes, "loop512", "ext4", size=64 * MiB)
+    name = start(ferryd, volume)
+    ferryd.wait_state(name, "tracking")
+    os.truncate(backing_file(volume), 80 * MiB)
+    run("losetup", "--set-capacity", volume.device)
+    shown = ferryd.wait_end(name, "failed")
+    assert "another size" in shown["error"]["message"]
+
+
 def test_a_tracker_that_misses_something_meanwhile(ferryd, volumes):
     volume = LiveVolume(volumes, "loop512", "ext4", size=128 * MiB)
     with Loaded(volume, volumes.random.randrange(2**32), direct_rate="10m"):
@@ -254,9 +289,7 @@ def test_the_audit_finds_a_write_that_nobody_told_of(ferryd, volumes):
     volume = LiveVolume(volumes, "loop512", "ext4", size=size)
     name = start(ferryd, volume)
     ferryd.wait_state(name, "tracking")
-    with open(f"/sys/block/{os.path.basename(volume.device)}/loop/backing_file") as file:
-        backing = file.read().strip()
-    with open(backing, "r+b") as file:
+    with open(backing_file(volume), "r+b") as file:
         file.seek(size - 8 * MiB)  # where nothing is yet
         file.write(b"behind the tracker's back")
     shown = ferryd.wait_for(name, lambda shown: shown["audit"]["misses"] > 0)

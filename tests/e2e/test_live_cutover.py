@@ -185,6 +185,21 @@ def test_a_device_mounted_twice_and_elsewhere(ferryd, volumes, ext4):
     ext4.check_target()
 
 
+def test_a_swap_file_on_it_is_refused(ferryd, volumes, ext4):
+    """It is written even while the filesystem is frozen."""
+    swap = ext4.mount / "swap"
+    swap.write_bytes(bytes(4 * MiB))
+    swap.chmod(0o600)
+    run("mkswap", swap)
+    run("swapon", swap)
+    try:
+        result = ferryd.ctl("clone", ext4.source, ext4.target, expect=4)
+        assert f"swap file {swap}" in result.stderr and "swapoff" in result.stderr
+    finally:
+        run("swapoff", swap)
+    ferryd.clone(ext4.source, ext4.target)
+
+
 def test_one_device_of_several_of_a_btrfs_is_refused(ferryd, volumes):
     need("mkfs.btrfs")
     devices = [volumes.loop(128 * MiB) for _ in range(2)]

@@ -46,7 +46,7 @@ def multipath_head(volumes):
 @pytest.fixture
 def zoned_disk():
     modprobe("null_blk", options=("nr_devices=0",))
-    set_up(CONFIG / "nullb/zoned", size=384, zoned=1, zone_size=4, memory_backed=1, power=1)
+    set_up(CONFIG / "nullb/zoned", size=256, zoned=1, zone_size=4, memory_backed=1, power=1)
     return "/dev/zoned"
 
 
@@ -54,7 +54,7 @@ def clone_under_load(ferryd, volumes, disk, filesystem, options=None, **load):
     volume = LiveVolume(volumes, disk, filesystem, options)
     with Loaded(volume, volumes.random.randrange(2**32), **load):
         shown = ferryd.clone(volume.source, volume.target, timeout=200, options=[
-            "--cutover-cmd", COMPARE, "--max-freeze", "60s", "--max-downtime", "10s"])
+            "--cutover-cmd", COMPARE, "--max-freeze", "120s", "--max-downtime", "10s"])
     assert "checksum" not in [each["kind"] for each in shown["passes"]], shown["tracker_losses"]
     assert len(shown["passes"]) > 1 and shown["verify"]["mismatches"] == 0
     volume.check_target()
