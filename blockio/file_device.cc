@@ -39,6 +39,7 @@ class FileDevice : public Device {
 
  private:
   Result<void> open_block(const FileDeviceOptions& options);
+  Result<void> take_identity(const std::string& stands_for);
   Result<void> open_file(const FileDeviceOptions& options);
   Result<void> lock_whole_disk(Nanoseconds busy_wait);
   Result<void> lock_file(const FileDeviceOptions& options);
@@ -58,6 +59,7 @@ class FileDevice : public Device {
   FileDescriptor buffered_fd_;                 ///< files: for the unaligned tail
   std::shared_ptr<FileDescriptor> disk_lock_;  ///< targets: the whole disk's
   dev_t device_number_ = 0;
+  bool stands_for_another_ = false;
   std::optional<unsigned> slot_, buffered_slot_;
   std::uint64_t written_end_ = 0;  ///< nothing was written beyond it
   ByteRange known_hole_{0, 0};     ///< of a file: seen to be a hole, and not written to before or since
@@ -146,11 +148,22 @@ Result<void> FileDevice::open_block(const FileDeviceOptions& options) {
   if (::fstat(fd_.get(), &status) != 0) return fail(error(errno, "examine"));
   device_number_ = status.st_rdev;
   if (auto done = read_geometry(fd_.get(), info_); !done) return done;
-  info_.identity = block_identity(device_number_, info_.uri);
+  if (auto done = take_identity(options.stands_for); !done) return done;
   if (target) return lock_whole_disk(options.busy_wait);
   // What somebody wrote through the page cache goes out now, not when we read it: it would look like a later
   // write.
   if (!options.shared) ::fdatasync(fd_.get());
+  return {};
+}
+
+Result<void> FileDevice::take_identity(const std::string& stands_for) {
+  info_.identity = block_identity(device_number_, info_.uri);
+  if (stands_for.empty()) return {};
+  struct stat status {};
+  if (::stat(stands_for.c_str(), &status) != 0) return fail(error_from_errno(errno, "look at", stands_for));
+  info_.uri = stands_for;
+  stands_for_another_ = true;
+  info_.identity = block_identity(status.st_rdev, stands_for);
   return {};
 }
 
@@ -182,7 +195,8 @@ Result<std::shared_ptr<FileDescriptor>> lock_of_disk(dev_t disk, const std::stri
 /// systemd's block device locking: udev leaves a disk alone whose whole device somebody locked.
 Result<void> FileDevice::lock_whole_disk(Nanoseconds busy_wait) {
   const dev_t disk = whole_disk_of(device_number_);
-  auto lock = lock_of_disk(disk, disk == device_number_ ? info_.uri : device_node(disk), busy_wait);
+  const bool named = disk == device_number_ && !stands_for_another_;
+  auto lock = lock_of_disk(disk, named ? info_.uri : device_node(disk), busy_wait);
   if (!lock) return fail(lock.error());
   disk_lock_ = std::move(*lock);
   return {};

@@ -25,6 +25,8 @@ struct FileDeviceOptions {
   /// After a crash of our own the kernel may still hold the device for the dead process's I/O: keep trying
   /// this long.
   Nanoseconds busy_wait = Nanoseconds(0);
+  /// The path of the volume that this one gives access to: name and identity are that one's. Empty: its own.
+  std::string stands_for;
 };
 
 /// Opens and claims the device: O_EXCL for block devices (and the BSD lock of the whole disk, for targets, so

@@ -127,32 +127,41 @@ bool run_ended(const json& run) {
   return state == "completed" || state == "failed" || state == "cancelled" || state == "rolled-back";
 }
 
+namespace {
+
+bool come_to(const json& run, FollowUntil until) {
+  return run_ended(run) || (until == FollowUntil::swapped && run.value("swapped", false));
+}
+
 /// Asks for one run after the other; at the first that goes on ferryd takes its time, so that all are asked
 /// for about as often. True: none goes on.
-Result<bool> look_again(Client& client, std::vector<json>& runs, int patience_ms) {
+Result<bool> look_again(Client& client, std::vector<json>& runs, int patience_ms, FollowUntil until) {
   bool all_ended = true;
   for (auto& run : runs) {
-    if (run_ended(run)) continue;
+    if (come_to(run, until)) continue;
     auto next = client.get("/runs/" + percent_encode(text_of(run, "id")) +
                            "?wait_ms=" + std::to_string(all_ended ? patience_ms : 0));
     if (!next) return fail(next.error());
     run = std::move(*next);
-    all_ended = all_ended && run_ended(run);
+    all_ended = all_ended && come_to(run, until);
   }
   return all_ended;
 }
 
+}  // namespace
+
 Result<FollowEnd> follow_runs(Client& client, std::vector<json>& runs, FollowOutput output,
-                              const FollowPatience& patience) {
+                              const FollowPatience& patience, FollowUntil until) {
   const std::string id = text_of(runs.front(), "id");
   Display display(output, patience);
   display.show(runs);
   bool lost = false;
   Nanoseconds lost_since{0};
   int wait = first_wait_ms;
-  while (!std::all_of(runs.begin(), runs.end(), run_ended)) {
+  const auto come = [until](const json& run) { return come_to(run, until); };
+  while (!std::all_of(runs.begin(), runs.end(), come)) {
     if (interrupted()) return FollowEnd::detached;
-    auto ended = look_again(client, runs, wait);
+    auto ended = look_again(client, runs, wait, until);
     if (ended) {
       lost = false;
       display.found_again();

@@ -20,7 +20,7 @@ enum class FollowOutput : std::uint8_t {
 };
 
 enum class FollowEnd : std::uint8_t {
-  ended,     ///< the run has
+  ended,     ///< the run has, or its volume is swapped
   detached,  ///< by Ctrl-C; the run goes on
 };
 
@@ -30,10 +30,14 @@ struct FollowPatience {
   Nanoseconds next_line = std::chrono::seconds(5);
 };
 
-/// Until all these runs have ended or Ctrl-C, under an InterruptGuard of the caller's. `runs` are the runs'
-/// objects as known so far, and in the end as last seen.
+/// What a run is followed to: its end, or, sooner, the swap of its volume, after which it goes on without
+/// end.
+enum class FollowUntil : std::uint8_t { ended, swapped };
+
+/// Until all these runs have come so far or Ctrl-C, under an InterruptGuard of the caller's. `runs` are the
+/// runs' objects as known so far, and in the end as last seen.
 Result<FollowEnd> follow_runs(Client& client, std::vector<nlohmann::json>& runs, FollowOutput output,
-                              const FollowPatience& patience = {});
+                              const FollowPatience& patience = {}, FollowUntil until = FollowUntil::ended);
 
 bool run_ended(const nlohmann::json& run);
 

@@ -135,6 +135,7 @@ std::string render_run(const json& run) {
   add("state",
       text_of(run, "state") + (text_of(run, "activity").empty() ? "" : ", " + text_of(run, "activity")));
   add("source", source_of(run) + ", " + size_text(run, "bytes_total"));
+  if (run.value("swapped", false)) add("swapped", "it lies on the target; the old disk is kept in step");
   for (const auto& target : list_of(run, "targets")) {
     const json& error = object_of(target, "error");
     add("target", text_of(target, "uri") + (error.empty() ? "" : ", failed: " + text_of(error, "message")));
@@ -200,7 +201,9 @@ std::string render_devices(const json& devices) {
 std::string render_check(const json& report) {
   std::string text = "source  " + volume_line(object_of(report, "source")) + "\n";
   for (const auto& target : list_of(report, "targets")) text += "target  " + volume_line(target) + "\n";
-  text += "mode    " + text_of(report, "mode") + ", tracker " + text_of(report, "tracker") + "\n";
+  text += "mode    " + text_of(report, "mode") + ", tracker " + text_of(report, "tracker");
+  if (text_of(report, "handover") == "dm-swap") text += "; migrate would swap the volume in use (dm-swap)";
+  text += "\n";
   add_findings(report, "refusals", "what stands against it:", text);
   add_findings(report, "warnings", "to be aware of:", text);
   add_findings(report, "references", "what refers to the source, and will still after a move:", text);

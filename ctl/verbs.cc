@@ -77,9 +77,20 @@ Error end_error(const json& run) {
   return make_error(ErrorCode::conflict, "run", id, end);
 }
 
+bool swapped(const json& run) {
+  return run.value("swapped", false);
+}
+
+std::string swapped_line(const json& run) {
+  const std::string id = text_of(run, "id");
+  if (run_ended(run)) return "run " + id + " is settled: the volume stays on its new disk\n";
+  return "swapped; " + pause_line(run) + "; the old disk is kept in step: `ferryctl commit " + id +
+         "` settles it, `ferryctl rollback " + id + "` returns\n";
+}
+
 /// Of a run that ended, and was printed if it had to be. The exit status is 0 or 1, whatever the error.
 int report_end(const json& run, bool as_json) {
-  if (text_of(run, "state") == "completed") return 0;
+  if (text_of(run, "state") == "completed" || (!run_ended(run) && swapped(run))) return 0;
   report_error(end_error(run), as_json);
   return 1;
 }
@@ -114,12 +125,13 @@ int follow_to_end(const Session& session, std::vector<json> runs) {
   }
   const Nanoseconds begun = system_clock().now();
   const auto output = command.json ? FollowOutput::silent : FollowOutput::progress;
-  const auto end = follow_runs(session.client, runs, output, session.patience);
+  const auto end = follow_runs(session.client, runs, output, session.patience, FollowUntil::swapped);
   if (!end) return report_error(end.error(), command.json);
   if (*end == FollowEnd::detached) return report_detached(runs, command.json);
   if (command.json) print_json(one_or_all(runs));
   const double seconds = std::chrono::duration<double>(system_clock().now() - begun).count();
   for (const auto& run : runs) {
+    if (!command.json && swapped(run) && !run_ended(run)) print(swapped_line(run));
     if (command.json || text_of(run, "state") != "completed") continue;
     if (runs.size() > 1) print(text_of(object_of(run, "source"), "uri") + ": ");
     print((command.verb == Verb::verify ? verify_summary_line(run, seconds) : summary_line(run)) + "\n");
@@ -236,6 +248,30 @@ int do_cutover(const Session& session) {
   return print_answer(session, rehearsed(session, path, number_of(*before, "downtime_ms")), pause_lines);
 }
 
+/// Followed until the volume lies on its old disk again, or it is known why not.
+int do_rollback(const Session& session) {
+  const Command& command = session.command;
+  const InterruptGuard guard;
+  const std::string path = run_path(command.words[0]);
+  auto begun = session.client.request("POST", path + "/rollback", nullptr);
+  if (!begun) return report_run_error(session, begun.error());
+  std::vector<json> runs{std::move(*begun)};
+  constexpr Nanoseconds between = std::chrono::milliseconds(50);
+  while (!interrupted() && !run_ended(runs[0])) {
+    if (const json& error = object_of(runs[0], "cutover_error"); !error.empty())
+      return report_error(error_from_json(error), command.json);
+    system_clock().sleep_for(between);
+    auto run = session.client.get(path);
+    if (!run) return report_run_error(session, run.error());
+    runs[0] = std::move(*run);
+  }
+  if (!run_ended(runs[0])) return report_detached(runs, command.json);
+  if (command.json) print_json(runs[0]);
+  if (text_of(runs[0], "state") != "rolled-back") return report_end(runs[0], command.json);
+  if (!command.json) print("rolled back; " + pause_line(runs[0]) + "\n");
+  return 0;
+}
+
 /// Volumes that are cut over together are checked one by one: each must be live.
 int do_check(const Session& session) {
   const Command& command = session.command;
@@ -244,10 +280,12 @@ int do_check(const Session& session) {
     requests[i].source = command.pairs[i].source;
     requests[i].targets = {command.pairs[i].target};
     requests[i].mode = RunMode::hybrid;
+    if (requests[i].handover.empty()) requests[i].handover = "fs";
   }
   std::vector<json> reports;
   bool ok = true;
-  for (const auto& request : requests) {
+  for (auto& request : requests) {
+    if (!request.handover.empty()) request.kind = RunKind::migrate;  // nothing else hands over
     auto report = session.client.request("POST", "/check", to_json(request));
     if (!report) return report_error(report.error(), command.json);
     ok = ok && report->value("ok", false);
@@ -392,10 +430,10 @@ const std::vector<VerbInfo>& verb_infos() {
        "  ferryctl sync nightly\n  ferryctl sync --unfrozen nightly\n", 1, 1, do_run_again},
       {Verb::cutover, "cutover", "RUN", "hand over now (live sources)",
        "  ferryctl cutover nightly\n  ferryctl cutover --rehearse nightly\n", 1, 1, do_cutover},
-      {Verb::rollback, "rollback", "RUN", "return to the old volume after a swap (live sources)",
-       "  ferryctl rollback nightly\n", 1, 1, do_run_verb},
-      {Verb::commit, "commit", "RUN", "settle a swap for good (live sources)", "  ferryctl commit nightly\n",
-       1, 1, do_run_verb},
+      {Verb::rollback, "rollback", "RUN", "return to the old disk after a swap (device-mapper volumes)",
+       "  ferryctl rollback nightly\n", 1, 1, do_rollback},
+      {Verb::commit, "commit", "RUN", "settle a swap for good (device-mapper volumes)",
+       "  ferryctl commit nightly\n", 1, 1, do_run_verb},
       {Verb::verify, "verify", "RUN", "read the target back against the recorded checksums",
        "  ferryctl verify nightly\n", 1, 1, do_run_again},
       {Verb::devices, "devices", "", "what can be moved", "  ferryctl devices\n", 0, 0, do_devices},

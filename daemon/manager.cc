@@ -59,10 +59,11 @@ Result<void> Manager::load() {
 /// State files whose run was never recorded, or is forgotten. While a record cannot be read nothing is
 /// removed: it might be that run's.
 void Manager::remove_orphans() {
-  std::set<std::string> volumes, tracked;
+  std::set<std::string> volumes, tracked, runs;
   for (const auto& [id, entry] : entries_) {
     if (entry.damaged) return;
     volumes.insert(entry.record.volume_id);
+    runs.insert(id);
     const RunStatus& status = entry.record.status;
     const bool over = run_state_ended(status.state) && status.state != RunState::failed;
     if (!over || (status.request.keep && status.state == RunState::completed))
@@ -70,6 +71,7 @@ void Manager::remove_orphans() {
     if (!group_goes_on(status).empty()) tracked.insert(TrackerPins::group_name(entry.record));
   }
   pins_->remove_all_but(tracked);
+  pins_->remove_maps_but(runs);
   const auto names = state_.list();
   if (!names) return;
   for (const auto& name : *names) {

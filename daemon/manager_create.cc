@@ -137,6 +137,11 @@ Result<json> Manager::create_group(const std::vector<RunRequest>& requests) {
   std::vector<RunRequest> live = requests;
   for (auto& request : live) {
     if (request.mode == RunMode::automatic) request.mode = RunMode::hybrid;
+    if (request.handover.empty()) request.handover = "fs";
+    if (request.handover == "dm-swap") {
+      return fail(make_error(ErrorCode::invalid_argument, "cut over together", request.source,
+                             "--handover dm-swap swaps one volume at a time"));
+    }
     if (request.mode == RunMode::hybrid) continue;
     return fail(make_error(ErrorCode::invalid_argument, "cut over together", request.source,
                            "only --mode hybrid does that"));
@@ -227,6 +232,8 @@ RunRecord Manager::new_record(const RunRequest& request, const PreflightReport& 
   do status.id = new_id();
   while (entries_.contains(status.id));
   status.request = request;
+  record.swap = report.swap;
+  if (report.swap) status.request.handover = report.handover;
   status.mode = base != nullptr ? "incremental" : report.mode;
   status.tracker = report.tracker;
   status.source_uri = report.source.path;

@@ -30,6 +30,15 @@ bool is_cutover(RunVerb verb) {
   return verb == RunVerb::cutover || verb == RunVerb::rehearse;
 }
 
+bool settles_swap(RunVerb verb) {
+  return verb == RunVerb::rollback || verb == RunVerb::commit;
+}
+
+/// What there still is to be asked of a run whose volume lies on the target.
+bool serves_swapped(RunVerb verb) {
+  return settles_swap(verb) || verb == RunVerb::pause || verb == RunVerb::resume || verb == RunVerb::rehearse;
+}
+
 }  // namespace
 
 // Looking.
@@ -161,6 +170,7 @@ Result<json> Manager::command_going(const std::string& run, RunVerb verb) {
 Result<json> Manager::command_ended_runs(const std::vector<std::string>& ids, const std::string& answered,
                                          RunVerb verb) {
   std::vector<RunRequest> requests;
+  bool swapped = false;  // lies on its target: no preflight would let that pass
   {
     const std::lock_guard lock(mutex_);
     for (const auto& id : ids) {
@@ -168,6 +178,7 @@ Result<json> Manager::command_ended_runs(const std::vector<std::string>& ids, co
       if (at == entries_.end()) return fail(make_error(ErrorCode::not_found, run_verb_name(verb), id, ""));
       if (auto done = may_run_again(at->second, verb); !done) return fail(done.error());
       const RunStatus& status = at->second.record.status;
+      if (status.swapped) swapped = true;
       requests.push_back(status.request);
       requests.back().overwrite = true;
       // A live run stays one, also when nobody uses its source at the moment.
@@ -175,7 +186,7 @@ Result<json> Manager::command_ended_runs(const std::vector<std::string>& ids, co
     }
   }
   std::unique_lock<std::mutex> lock;
-  if (verb != RunVerb::verify) {
+  if (verb != RunVerb::verify && !swapped) {
     auto reports = checked(requests, {ids.begin(), ids.end()});
     if (!reports) return fail(reports.error());
     lock = std::unique_lock(mutex_, std::adopt_lock);
@@ -205,6 +216,14 @@ Result<void> Manager::may_run_again(const Entry& entry, RunVerb verb) {
   if (entry.damaged) return fail(*status.error);
   if (auto done = serves(entry, verb); !done) return done;
   if (verb == RunVerb::pause || verb == RunVerb::cancel || is_cutover(verb)) return fail(over(status, verb));
+  if (verb == RunVerb::rollback) {
+    return fail(status.state == RunState::completed
+                    ? over(status, verb)
+                    : conflict(status, verb,
+                               "the run has failed: `ferryctl resume` brings the old disk into "
+                               "step again"));
+  }
+  if (verb == RunVerb::commit && status.state == RunState::completed) return fail(over(status, verb));
   for (const auto& id : verb == RunVerb::resume ? status.group : std::vector<std::string>()) {
     const auto other = entries_.find(id);
     if (other != entries_.end() && other->second.record.status.state == RunState::completed) {
@@ -218,13 +237,19 @@ Result<void> Manager::may_run_again(const Entry& entry, RunVerb verb) {
 
 /// Whether the verb makes sense for this run at all.
 Result<void> Manager::serves(const Entry& entry, RunVerb verb) {
-  const RunStatus& status = entry.record.status;
+  const RunStatus status = entry.status();
   if (is_cutover(verb) && status.tracker != "ebpf")
     return fail(conflict(status, verb, "its source is not live, so there is nothing to hand over"));
   if (verb == RunVerb::sync_unfrozen && status.tracker != "ebpf")
     return fail(conflict(status, verb, "its source is not live, so nothing is frozen: a plain sync does"));
-  if (verb == RunVerb::rollback || verb == RunVerb::commit)
-    return fail(conflict(status, verb, "it did not swap a volume"));
+  if (settles_swap(verb) && !status.swapped) return fail(conflict(status, verb, "its volume is not swapped"));
+  if (status.swapped && !serves_swapped(verb)) {
+    return fail(conflict(status, verb,
+                         status.state == RunState::completed
+                             ? "its volume was swapped for good, and lies on the target"
+                             : "its volume is swapped: `ferryctl commit` settles that, `ferryctl rollback` "
+                               "returns to the old disk"));
+  }
   return {};
 }
 
@@ -247,6 +272,14 @@ Result<json> Manager::command_active(Run& run, RunVerb verb) {
         system_clock().sleep_for(std::chrono::milliseconds(1));
       break;
     }
+    case RunVerb::commit: {
+      const Nanoseconds give_up = system_clock().now() + 2 * verb_patience;
+      run.send([](RunCore& core) { core.commit_swap(); }, verb_patience);
+      while (!run.finished() && system_clock().now() < give_up)
+        system_clock().sleep_for(std::chrono::milliseconds(1));
+      break;
+    }
+    case RunVerb::rollback:
     case RunVerb::cutover:
     case RunVerb::rehearse:
       if (status.state == RunState::paused || status.state == RunState::verifying)
@@ -301,6 +334,13 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
   RunRecord& record = entry.record;
   RunStatus& status = record.status;
   if (auto done = owns_volume(entry); !done) return fail(done.error());
+  if (verb == RunVerb::commit) {
+    status.state = RunState::completed;
+    status.error.reset();
+    pins_->remove(record);
+    if (auto done = save(entry); !done) return fail(done.error());
+    return to_json(status);
+  }
   const bool never_started = record.bitmap_generation == 0;
   if (verb == RunVerb::resume) {
     if (status.state == RunState::completed)

@@ -19,8 +19,10 @@
 #include "blockio/base/file_descriptor.h"
 #include "blockio/base/units.h"
 #include "blockio/file_device.h"
+#include "daemon/handover.h"
 #include "daemon/preflight_rules.h"
 #include "daemon/quiesced_filesystems.h"
+#include "daemon/quiesced_map.h"
 #include "daemon/references.h"
 #include "daemon/tracker_pins.h"
 
@@ -75,8 +77,9 @@ bool Preflight::wants_live(const Examined& source) const {
 void Preflight::check_options() {
   const std::string& source = request_.source;
   if (request_.tracker == TrackerChoice::qemu) refuse(source, "--tracker qemu needs a source in QEMU");
-  if (!request_.handover.empty() && request_.handover != "fs" && request_.handover != "cmd")
-    refuse(source, "--handover " + request_.handover + " is not built yet");
+  if (request_.handover == "qemu") refuse(source, "--handover qemu is not built yet");
+  if (request_.handover == "dm-swap" && request_.kind != RunKind::migrate)
+    refuse(source, "--handover dm-swap moves the volume: it goes with migrate");
   if (request_.sync_every_ms != 0 && !request_.keep)
     refuse(source, "--sync-every brings a run up to date that keeps tracking: give --keep too");
   if (request_.mode == RunMode::incremental && request_.tracker == TrackerChoice::none)
@@ -188,9 +191,17 @@ void Preflight::check_live_source(const Examined& source) {
   }
   if (const std::string& missing = live_tracking_missing(); !missing.empty())
     return refuse(path, in_use + "this machine cannot track its writes: " + missing + otherwise);
-  if (const std::string why = quiescing_refused(request_.source, source.node, freeze_options_for(request_));
-      !why.empty())
-    return refuse(path, why + otherwise);
+  Handover handover = choose_handover(request_, source.node);
+  report_.handover = handover.how;
+  if (request_.kind == RunKind::migrate) {
+    if (!handover.refused.empty()) return refuse(path, handover.refused);
+    if (!handover.warning.empty()) warn(path, handover.warning);
+    report_.swap = std::move(handover.swap);
+  }
+  const std::string why = report_.swap
+                              ? suspending_refused(source.node)
+                              : quiescing_refused(request_.source, source.node, freeze_options_for(request_));
+  if (!why.empty()) return refuse(path, why + otherwise);
   report_.tracker = "ebpf";
   if (request_.mode != RunMode::incremental) report_.mode = "hybrid";
 }
@@ -412,7 +423,8 @@ PreflightReport Preflight::run() {
     report_.targets.push_back(target.volume);
     earlier.push_back(std::move(target));
   }
-  if (source_known && source.volume.kind != "nbd")
+  // A swapped volume keeps all of its names.
+  if (source_known && source.volume.kind != "nbd" && !report_.swap)
     report_.references = references_to(request_.source, source.node);
   return report_;
 }

@@ -12,6 +12,7 @@
 
 #include "blockio/base/error.h"
 #include "daemon/messages/messages.h"
+#include "daemon/swap_plan.h"
 
 namespace blockferry {
 
@@ -42,8 +43,10 @@ struct PreflightReport {
   /// What refers to the source's disk by name: fstab and crypttab lines, LVM, multipath, by-id links, UUIDs
   /// the clone doubles.
   std::vector<PreflightFinding> references;
-  std::string mode;     ///< "full", "incremental", "hybrid": what it would be
-  std::string tracker;  ///< "ebpf", "checksum" or "none": what would serve
+  std::string mode;              ///< "full", "incremental", "hybrid": what it would be
+  std::string tracker;           ///< "ebpf", "checksum" or "none": what would serve
+  std::string handover;          ///< of a live source, by migrate: "dm-swap", "fs" or "cmd"; else empty
+  std::optional<SwapPlan> swap;  ///< of "dm-swap"
 };
 
 /// A volume that another run of this ferryd uses, by device number or file identity.

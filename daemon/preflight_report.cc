@@ -44,7 +44,8 @@ nlohmann::json to_json(const PreflightReport& report) {
           {"source", volume_to_json(report.source)},
           {"targets", std::move(targets)},
           {"mode", report.mode},
-          {"tracker", report.tracker}};
+          {"tracker", report.tracker},
+          {"handover", report.handover.empty() ? nlohmann::json(nullptr) : nlohmann::json(report.handover)}};
 }
 
 }  // namespace blockferry

@@ -8,7 +8,9 @@
 #include "daemon/guarded_quiescer.h"
 #include "daemon/nbd_address.h"
 #include "daemon/quiesced_filesystems.h"
+#include "daemon/quiesced_map.h"
 #include "daemon/run_core.h"
+#include "daemon/swap_devices.h"
 
 namespace blockferry {
 
@@ -50,7 +52,10 @@ class RealEnvironment : public RunEnvironment {
     return pins_.attach(record);
   }
   void remove_tracker(const RunRecord& record) override { pins_.remove(record); }
-  std::optional<bool> handed_over(const RunRecord& record) override { return pins_.handed_over(record); }
+  std::optional<bool> handed_over(const RunRecord& record) override {
+    return record.swap ? swap_came_to_pass(record) : pins_.handed_over(record);
+  }
+  Result<void> settle_swap(const RunRecord& record) override { return blockferry::settle_swap(record); }
   Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
   std::string cutover_waits_for(const RunRecord& record, bool ready) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
@@ -71,6 +76,7 @@ class RealEnvironment : public RunEnvironment {
   const bool after_restart_;
   const std::shared_ptr<CutoverGroup> group_;  ///< may be null
   std::string run_id_;                         ///< as told to the group
+  std::unique_ptr<SwapDevices> swap_;          ///< of a run that swaps its volume
 };
 
 Nanoseconds busy_wait(bool after_restart) {
@@ -95,7 +101,8 @@ Result<std::unique_ptr<Device>> RealEnvironment::open_source(FileQueue& queue,
   options.shared =
       record.status.tracker == "ebpf" || (record.status.tracker == "none" && record.status.request.force);
   options.busy_wait = busy_wait(after_restart_);
-  return open_file_device(queue, uri, options);
+  if (swap_ != nullptr) options.stands_for = uri;
+  return open_file_device(queue, swap_ != nullptr ? swap_->source() : uri, options);
 }
 
 Result<std::unique_ptr<Device>> RealEnvironment::open_target(FileQueue& queue, const RunRecord& record,
@@ -108,7 +115,8 @@ Result<std::unique_ptr<Device>> RealEnvironment::open_target(FileQueue& queue, c
   options.create = first_start;
   options.resize = first_start && record.status.request.overwrite;
   options.busy_wait = busy_wait(after_restart_);
-  return open_file_device(queue, uri, options);
+  if (swap_ != nullptr) options.stands_for = uri;
+  return open_file_device(queue, swap_ != nullptr ? swap_->target() : uri, options);
 }
 
 Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
@@ -123,6 +131,10 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   if (!queue) return fail(queue.error());
   RunDevices devices;
   devices.io_engine = (*queue)->name();
+  if (record.swap) {
+    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(pins_, record);
+    if (auto done = swap_->open(record); !done) return fail(done.error());
+  }
   if (!record.verify_only) {
     auto source = open_source(**queue, record);
     if (!source) return fail(source.error());
@@ -152,7 +164,8 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
   std::string runs, sources, targets;
   for (const auto& member : members) {
     const RunStatus& status = member.status;
-    auto volume = open_quiesced_filesystems(status.source_uri, freeze_options_for(request));
+    auto volume = member.swap ? open_quiesced_map(status.source_uri, *member.swap, status.swapped, status.id)
+                              : open_quiesced_filesystems(status.source_uri, freeze_options_for(request));
     if (!volume) return fail(volume.error());
     volumes.push_back(std::move(*volume));
     const std::string space = runs.empty() ? "" : " ";

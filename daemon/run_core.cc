@@ -66,7 +66,13 @@ void RunCore::start() {
   if (record_.status.started_at == 0) record_.status.started_at = clock_.wall_seconds();
   record_.status.error.reset();
   record_.status.ended_at = 0;
-  if (live() && record_.final_pass_begun && hands_over()) {
+  if (swaps()) {
+    if (auto done = take_up_swap(); !done) {
+      fail_run(done.error());
+      return finish();
+    }
+    if (finished_) return;
+  } else if (live() && record_.final_pass_begun && hands_over()) {
     const auto handed_over = environment_.handed_over(record_);
     if (handed_over.value_or(false)) return end_handed_over();
     live_.unclear = !handed_over;
@@ -244,7 +250,7 @@ void RunCore::save_end() {
 /// The last act: devices are released before anybody reads that the run has ended.
 void RunCore::finish() {
   RunStatus& status = record_.status;
-  // A failed run finds its tracker again when it is resumed.
+  const bool begun = engine_ != nullptr;
   const bool hung = engine_ != nullptr && (engine_->jobs_in_flight() > 0 || engine_->flush_in_flight());
   if (hung) update_status();  // else the last commit has it all
   if (!hung) {
@@ -277,7 +283,7 @@ void RunCore::finish() {
     if (status.state == RunState::completed) status.progress = 1;
     if (limits_.metrics != nullptr) limits_.metrics->add_run_ended(status.state);
   }
-  if (hung || volume_ == nullptr) save_end();
+  if (hung || !begun) save_end();
   // A failed run finds its tracker again when it is resumed.
   const bool over = run_state_ended(status.state) && ending_ != Ending::failed;
   if (over && !(status.request.keep && ending_ == Ending::completed)) end_tracking();

@@ -10,8 +10,8 @@
 // A live run, whose source is in use, copies in passes and cuts over between copying and verifying.
 //
 // Files: run_core.cc (start and end), run_phases.cc, run_data_path.cc (what is read and written, top to
-// bottom), run_live.cc (passes), run_cutover.cc, run_audit.cc, run_checkpoint.cc (what is durable, and when),
-// run_progress.cc (what is published).
+// bottom), run_live.cc (passes), run_cutover.cc, run_swap.cc, run_audit.cc, run_checkpoint.cc (what is
+// durable, and when), run_progress.cc (what is published).
 #pragma once
 
 #include <memory>
@@ -63,6 +63,8 @@ class RunCore {
   void set_rate(std::uint64_t bytes_per_second);
   void set_max_downtime(std::uint64_t milliseconds);
   void ask_for_cutover(bool rehearsal);
+  /// Of a swapped volume: it stays on its new disk, and the old one is not kept in step any more.
+  void commit_swap();
 
   /// Nothing to do until it is asked: paused and quiet.
   bool idle() const;
@@ -173,6 +175,13 @@ class RunCore {
   void let_go_done();
   void note_pause();
   void released();
+
+  // run_swap.cc: a device-mapper volume that changes its disk
+  bool swaps() const { return record_.swap.has_value(); }
+  bool swapped() const { return record_.status.swapped; }
+  Result<void> take_up_swap();
+  void swap_released();
+  void turn_around();
 
   // run_progress.cc: what is published
   void update_status();

@@ -188,6 +188,7 @@ void RunCore::cutover_step_done(const Result<void>& outcome) {
 /// Nothing is on its way: each write that was queued has been seen to end. Or its record stands though the
 /// device has long been idle; then its range is gathered once more.
 bool RunCore::drained() {
+  if (swaps()) return true;  // a suspended map has no write under way; what is queued for it waits there
   const auto queued = live_.tracker->queued();
   if (!queued) {
     fail_run(queued.error());
@@ -321,6 +322,7 @@ void RunCore::note_pause() {
 /// The quiescer has answered.
 void RunCore::released() {
   const bool handing_over = hands_over() && !cutover_.rehearsal;
+  if (handing_over && swaps()) return swap_released();
   if (!cutover_.kept && !(handing_over && cutover_.error)) {
     // It had been released before: the copy may be of two moments.
     if (!cutover_.error) {

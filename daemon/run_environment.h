@@ -59,9 +59,12 @@ class RunEnvironment {
   /// A new one; an earlier one of this run is removed.
   virtual Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) = 0;
   virtual void remove_tracker(const RunRecord& record) = 0;
-  /// Whether an earlier process's cutover was committed, though its record may not say so. Nothing: what
-  /// would tell is gone.
+  /// Whether an earlier process's cutover was committed, though its record may not say so; of a swap, whether
+  /// the volume lies where its next swap leads. Nothing: what would tell is gone.
   virtual std::optional<bool> handed_over(const RunRecord& record) = 0;
+  /// Of a swap (swap_plan.h): the volume must lie where the record says; then a volume manager's account of
+  /// it is made true, where an earlier process did not come so far.
+  virtual Result<void> settle_swap(const RunRecord&) { return {}; }
   virtual Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) = 0;
   /// Of volumes that are cut over together (cutover_group.h): this one could be now, or could not. Answers
   /// the runs that it waits for; empty: none.

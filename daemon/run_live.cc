@@ -140,15 +140,16 @@ bool RunCore::converged() const {
 /// The moment of the cutover is the user's to choose.
 bool RunCore::waits_for_user() const {
   const RunRequest& request = record_.status.request;
-  if (request.cutover == CutoverChoice::manual || live_.cutover_refused) return true;
+  if (request.cutover == CutoverChoice::manual || live_.cutover_refused || swapped()) return true;
   return request.max_passes != 0 && live_.passes >= request.max_passes && !converged();
 }
 
-/// A cutover command may put the target to use, which nobody can compare with its checksums then: so before.
+/// A cutover command or a swap puts the target to use, which nobody can compare with its checksums then: so
+/// before.
 bool RunCore::must_verify_ahead() const {
   const RunRequest& request = record_.status.request;
-  return request.verify && !request.cutover_cmd.empty() && !live_.verified_ahead &&
-         (live_.cutover_asked || !live_.rehearsal_asked);
+  const bool used = !request.cutover_cmd.empty() || (swaps() && !swapped());
+  return request.verify && used && !live_.verified_ahead && (live_.cutover_asked || !live_.rehearsal_asked);
 }
 
 /// Its gathered marks are durable. What comes next.
@@ -213,7 +214,8 @@ void RunCore::note_convergence(std::uint64_t dirty) {
     live_.note = "the tracker could not see " + std::to_string(lost) +
                  " writes; everything was compared again (tracker_losses)";
   }
-  if (converged() || live_.passes < 3 || double(dirty) < 0.9 * double(live_.dirty_before)) return;
+  if (swapped() || converged() || live_.passes < 3 || double(dirty) < 0.9 * double(live_.dirty_before))
+    return;
   const RunStatus& status = record_.status;
   live_.note = "it does not converge: " + format_size(status.dirty_bytes_per_second.value_or(0)) +
                "/s are written, " + format_size(std::uint64_t(live_.copy_speed)) +

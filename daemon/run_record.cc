@@ -4,7 +4,8 @@
 //   blockferry-run VERSION CRC64 LENGTH\n     CRC-64 (16 hex digits) and length of what follows the line
 //   break {…}                                       one JSON object
 //
-// A later version is refused (state_newer); members unknown to this version do not occur in it.
+// Version 2 is one of a run that swaps its volume, 1 any other. A later version is refused (state_newer);
+// members unknown to this version do not occur in it.
 #include "daemon/run_record.h"
 
 #include <charconv>
@@ -20,7 +21,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr unsigned format_version = 1;
+constexpr unsigned format_version = 2, version_without_swap = 1;
 constexpr std::uint64_t record_bytes_max = 16 * MiB;
 constexpr const char* phase_names[] = {"collecting", "copying", "verifying"};
 constexpr const char* pass_names[] = {"full", "incremental", "checksum", "final"};
@@ -104,6 +105,48 @@ json ranges_to_json(const std::vector<ByteRange>& ranges) {
   return list;
 }
 
+json place_to_json(const Place& place) {
+  json list = json::array();
+  for (const auto& stretch : place) {
+    list.push_back({{"identity", stretch.identity},
+                    {"number", stretch.number},
+                    {"offset_sectors", stretch.offset_sectors},
+                    {"sectors", stretch.sectors}});
+  }
+  return list;
+}
+
+Place read_place(const json& list) {
+  Place place;
+  for (const auto& item : list) {
+    place.push_back({item.at("identity").get<std::string>(), item.at("number").get<std::string>(),
+                     item.at("offset_sectors").get<std::uint64_t>(),
+                     item.at("sectors").get<std::uint64_t>()});
+  }
+  return place;
+}
+
+json swap_to_json(const std::optional<SwapPlan>& swap) {
+  if (!swap) return nullptr;
+  return {{"old", place_to_json(swap->old_place)},
+          {"new", place_to_json(swap->new_place)},
+          {"multipath", swap->multipath},
+          {"group", swap->group},
+          {"volume", swap->volume},
+          {"target_volume", swap->target_volume}};
+}
+
+std::optional<SwapPlan> read_swap(const json& value) {
+  if (value.is_null()) return std::nullopt;
+  const auto text = [&](const char* name) { return value.at(name).get<std::string>(); };
+  return SwapPlan{read_place(value.at("old")),
+                  read_place(value.at("new")),
+                  text("multipath"),
+                  text("group"),
+                  text("volume"),
+                  text("target_volume")};
+}
+
 json body_of(const RunRecord& record) {
   const RunStatus& status = record.status;
   return {
@@ -151,6 +194,8 @@ json body_of(const RunRecord& record) {
       {"tracked", record.tracked},
       {"final_pass_begun", record.final_pass_begun},
       {"cut_over", record.cut_over},
+      {"swap", swap_to_json(record.swap)},
+      {"swapped", status.swapped},
       {"paused", record.paused}};
 }
 
@@ -232,6 +277,8 @@ RunRecord record_of(const json& body) {
   record.tracked = body.value("tracked", false);  // records of before there were live runs have none of these
   record.final_pass_begun = body.value("final_pass_begun", false);
   record.cut_over = body.value("cut_over", false);
+  record.swap = read_swap(body.value("swap", json(nullptr)));
+  status.swapped = body.value("swapped", false);
   record.paused = body.at("paused").get<bool>();
   return record;
 }
@@ -245,6 +292,7 @@ bool consistent(const RunRecord& record) {
   if (status.granule_bytes < 4096 || (status.granule_bytes & (status.granule_bytes - 1)) != 0) return false;
   if (status.bytes_total != status.source_bytes || status.bytes_total > (1ULL << 62)) return false;
   if (record.cursor > divide_up(status.bytes_total, status.granule_bytes)) return false;
+  if (status.swapped && !record.swap) return false;
   return !status.targets.empty() && status.targets.size() == status.request.targets.size() &&
          record.verify_target <= status.targets.size();
 }
@@ -284,7 +332,8 @@ std::vector<std::byte> encode_record(const RunRecord& record) {
   const std::string body = body_of(record).dump(1, ' ', false, json::error_handler_t::replace);
   char line[96];
   const int length =
-      std::snprintf(line, sizeof line, "blockferry-run %u %016llx %zu\n", format_version,
+      std::snprintf(line, sizeof line, "blockferry-run %u %016llx %zu\n",
+                    record.swap ? format_version : version_without_swap,
                     static_cast<unsigned long long>(crc64(std::as_bytes(std::span(body)))), body.size());
   std::vector<std::byte> content(std::size_t(length) + body.size());
   const auto head = std::as_bytes(std::span(line, std::size_t(length)));

@@ -13,6 +13,7 @@
 #include "bitmap/storage.h"
 #include "blockio/base/error.h"
 #include "daemon/run_status.h"
+#include "daemon/swap_plan.h"
 
 namespace blockferry {
 
@@ -40,9 +41,10 @@ struct RunRecord {
   /// Live: a final pass was begun, which overwrites the target without saying so first. If the tracker is
   /// gone with its marks when the run is taken up again, nothing on the target is vouched for (attack F).
   bool final_pass_begun = false;
-  bool cut_over = false;                    ///< live: the source was released; what is left is verification
-  bool paused = false;                      ///< by the user: not taken up by itself
-  std::optional<std::string> source_stamp;  ///< Device::change_stamp when this was written
+  bool cut_over = false;         ///< live: the source was released; what is left is verification
+  std::optional<SwapPlan> swap;  ///< --handover dm-swap; RunStatus::swapped tells which way it goes next
+  bool paused = false;           ///< by the user: not taken up by itself
+  std::optional<std::string> source_stamp;                ///< Device::change_stamp when this was written
   std::vector<std::optional<std::string>> target_stamps;  ///< likewise; only of the verifying phase
   std::vector<bool> target_lags;  ///< a failed target's own bitmap lies in lag_file_name()
 };

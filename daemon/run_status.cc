@@ -137,6 +137,8 @@ json to_json(const RunStatus& status) {
           {"bytes_zeroed", status.bytes_zeroed},
           {"bytes_read", status.bytes_read},
           {"passes", passes_to_json(status)},
+          {"handover", text_or_null(request.handover)},
+          {"swapped", status.swapped},
           {"downtime_ms", measure_or_null(status.downtime_ms)},
           {"pause", pause_to_json(status.pause)},
           {"cutover_error", error_or_null(status.cutover_error)},

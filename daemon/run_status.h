@@ -76,6 +76,7 @@ struct RunStatus {
   std::uint64_t bytes_zeroed = 0;  ///< of those, what went out as zeroes
   std::uint64_t bytes_read = 0;
   std::vector<PassStatus> passes;
+  bool swapped = false;  ///< the source's map lies on the target, and the old disk is kept in step
   std::optional<double> downtime_ms;
   std::optional<PauseStatus> pause;
   std::optional<double> predicted_downtime_ms;          ///< of a cutover at the end of the last pass

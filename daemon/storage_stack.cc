@@ -241,6 +241,19 @@ std::vector<dev_t> partitions_of(dev_t disk) {
   return partitions;
 }
 
+std::vector<dev_t> devices_above(dev_t device) {
+  std::vector<dev_t> above{device};
+  for (std::size_t i = 0; i < above.size() && i < 4096; ++i) {
+    std::vector<dev_t> next = partitions_of(above[i]);
+    for (const auto& name : entries_of(sysfs_of(above[i]) + "/holders"))
+      next.push_back(number_from("/sys/class/block/" + name + "/dev"));
+    for (const dev_t each : next) {
+      if (each != 0 && std::find(above.begin(), above.end(), each) == above.end()) above.push_back(each);
+    }
+  }
+  return above;
+}
+
 std::vector<StorageExtent> extents_below(const VolumeNode& node) {
   std::vector<StorageExtent> extents;
   add_below({node, 0, UINT64_MAX, true}, extents, 0);

@@ -45,6 +45,9 @@ std::vector<VolumeNode> nodes_below(const VolumeNode& node);
 /// a filesystem share none.
 bool same_storage(const VolumeNode& one, const VolumeNode& other);
 
+/// Itself, its partitions, and all that stands on these: device-mapper and md devices.
+std::vector<dev_t> devices_above(dev_t device);
+
 /// Partitions of a disk.
 std::vector<dev_t> partitions_of(dev_t disk);
 

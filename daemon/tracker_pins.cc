@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "bitmap/ebpf_tracker.h"
+#include "daemon/device_mapper.h"
 #include "guard/protocol.h"
 
 namespace blockferry {
@@ -120,6 +121,18 @@ void TrackerPins::remove_all_but(const std::set<std::string>& names) {
   }
   for (const auto& directory : forgotten) EbpfTracker::remove_pins(directory);
   ::rmdir(directory_.c_str());
+}
+
+std::string TrackerPins::map_name(const std::string& run, const char* which) const {
+  return "blockferry-" + fs::path(directory_).filename().string() + "-" + run + "-" + which;
+}
+
+void TrackerPins::remove_maps_but(const std::set<std::string>& runs) const {
+  const std::string prefix = map_name("", "").substr(0, map_name("", "").size() - 1);
+  for (const auto& name : private_maps(prefix)) {
+    const std::string rest = name.substr(prefix.size());
+    if (!runs.contains(rest.substr(0, rest.find('-')))) remove_private_map(name);
+  }
 }
 
 std::string TrackerPins::mark_directory_of(const RunRecord& record) const {

@@ -28,6 +28,10 @@ class TrackerPins {
   void remove(const RunRecord& record);
   /// What no run needs any more.
   void remove_all_but(const std::set<std::string>& names);
+  /// Of maps that ferryd makes for its runs: "blockferry-STATE-RUN-old".
+  std::string map_name(const std::string& run, const char* which) const;
+  /// Maps that runs other than these left behind.
+  void remove_maps_but(const std::set<std::string>& runs) const;
   /// Where the guard marks a hand-over (guard/protocol.h): one place for all volumes that are handed over
   /// together, so that it is marked for all at once.
   Result<std::string> make_mark_directory(const RunRecord& record);

@@ -109,6 +109,10 @@ void Guard::hand_over() {
     if (!outcome.succeeded)
       return fail(GuardAnswer::cutover_command, {0, "the --cutover-cmd " + outcome.detail});
   }
+  for (std::size_t i = 0; i < holds_.size(); ++i) {
+    if (const auto failure = holds_[i]->prepare_hand_over(time_left(), let_go_))
+      return fail(GuardAnswer::handing_over, *failure, i);
+  }
   answer_.command_ns = now_ns() - begun;
   const std::lock_guard lock(mutex_);
   if (let_go_) return;

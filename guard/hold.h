@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,6 +28,12 @@ class Hold {
   virtual std::optional<HoldFailure> take(std::chrono::milliseconds limit,
                                           const std::atomic<bool>& give_up) = 0;
 
+  /// Precondition: all holds are taken, and the target is complete. What may block of handing over, or fail.
+  /// Undone by release(false).
+  virtual std::optional<HoldFailure> prepare_hand_over(std::chrono::milliseconds, const std::atomic<bool>&) {
+    return std::nullopt;
+  }
+
   /// Precondition: taken. The source is given up: from release() on nobody writes to it whose writes would be
   /// lost. May be undone by `take_back` until the release, where another hold's failed.
   virtual std::optional<HoldFailure> hand_over() { return std::nullopt; }
@@ -40,6 +47,10 @@ class Hold {
 };
 
 std::unique_ptr<Hold> make_filesystem_hold(int fd, bool fence);
+/// `control`: device-mapper's node. `device`: as the kernel encodes its number. `table`: as `dmsetup` reads
+/// it.
+std::unique_ptr<Hold> make_map_hold(int control, std::uint64_t device, const std::string& table);
+std::unique_ptr<Hold> make_record_hold(std::string change_cmd, std::string undo_cmd);
 std::unique_ptr<Hold> make_command_hold(std::string quiesce_cmd, std::string resume_cmd);
 
 }  // namespace blockferry

@@ -27,6 +27,10 @@ std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
   };
   if (is("filesystem", 1) || is("fenced-filesystem", 1))
     return take(1, make_filesystem_hold(std::atoi(words[1].c_str()), kind == "fenced-filesystem"));
+  if (is("map", 3))
+    return take(3, make_map_hold(std::atoi(words[1].c_str()), std::strtoull(words[2].c_str(), nullptr, 10),
+                                 words[3]));
+  if (is("record", 3)) return take(3, make_record_hold(words[2], words[3]));  // words[1]: a lock, kept open
   if (is("commands", 2)) return take(2, make_command_hold(words[1], words[2]));
   return nullptr;
 }

@@ -20,6 +20,11 @@
 //
 //   filesystem FD            freezes it; handed over, its writers go on
 //   fenced-filesystem FD     freezes it; handed over, it is shut down, so that its writers get errors
+//   map FD NUMBER TABLE      suspends this device-mapper device, FD being the control node; handed over, it
+//   is
+//                            resumed with TABLE
+//   record FD CHANGE UNDO    handing over, runs CHANGE before anything is released; UNDO where it came to
+//                            nothing all the same. FD is a lock, which is kept until the guard has ended
 //   commands QUIESCE RESUME  runs these; handed over, the second one is not run
 #pragma once
 

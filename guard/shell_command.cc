@@ -147,11 +147,11 @@ void run_commands_as_units() {
   as_units = true;
 }
 
-CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,
-                                 const std::atomic<bool>& give_up) {
-  static std::atomic<unsigned> commands{0};
-  const std::string unit =
-      as_units ? "ferryd-command-" + std::to_string(::getpid()) + "-" + std::to_string(++commands) : "";
+namespace {
+
+/// `unit`: of which it is the command; empty: it is a child of ours.
+CommandOutcome run_command(const std::string& command_line, const std::string& unit,
+                           std::chrono::milliseconds limit, const std::atomic<bool>& give_up) {
   const FileDescriptor output(::memfd_create("output", MFD_CLOEXEC));
   pid_t process = 0;
   const auto words = unit.empty() ? shell_words(command_line) : unit_words(unit, command_line, limit);
@@ -172,6 +172,21 @@ CommandOutcome run_shell_command(const std::string& command_line, std::chrono::m
   if (!killed && WIFEXITED(status) && WEXITSTATUS(status) == 0) return {true, ""};
   const std::string said = one_line_of(output.get());
   return {false, how_it_ended(status, killed) + (said.empty() ? "" : ": " + said)};
+}
+
+}  // namespace
+
+CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,
+                                 const std::atomic<bool>& give_up) {
+  static std::atomic<unsigned> commands{0};
+  const std::string unit =
+      as_units ? "ferryd-command-" + std::to_string(::getpid()) + "-" + std::to_string(++commands) : "";
+  return run_command(command_line, unit, limit, give_up);
+}
+
+CommandOutcome run_own_command(const std::string& command_line, std::chrono::milliseconds limit,
+                               const std::atomic<bool>& give_up) {
+  return run_command(command_line, "", limit, give_up);
 }
 
 }  // namespace blockferry

@@ -88,7 +88,8 @@ class FakeControl : public Control {
                           {"source", volume},
                           {"targets", nlohmann::json::array({volume})},
                           {"mode", "full"},
-                          {"tracker", "none"}};
+                          {"tracker", "none"},
+                          {"handover", nullptr}};
   }
   nlohmann::json list_runs() override {
     return nlohmann::json::array({to_json(sample_run()), to_json(RunStatus{})});

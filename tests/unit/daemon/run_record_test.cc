@@ -40,9 +40,48 @@ RunRecord sample() {
   return record;
 }
 
+RunRecord swapped_sample() {
+  RunRecord record = sample();
+  record.status.request.targets = {"/dev/sdb"};
+  record.status.targets.resize(1);
+  record.verify_target = 0;
+  record.status.request.handover = "dm-swap";
+  record.status.swapped = true;
+  record.swap = SwapPlan{{{"wwid-a", "8:0", 2048, 100}, {"wwid-b", "8:16", 0, 28}},
+                         {{"wwid-c", "8:32", 4096, 128}},
+                         "",
+                         "group",
+                         "data",
+                         "data_new"};
+  return record;
+}
+
 std::vector<std::byte> bytes_of(std::string_view text) {
   const auto bytes = std::as_bytes(std::span(text));
   return {bytes.begin(), bytes.end()};
+}
+
+TEST(RunRecord, RemembersWhereASwappedVolumeLay) {
+  const auto content = encode_record(swapped_sample());
+  const auto record = decode_record(content, "run-k3v9x2ab");
+  ASSERT_TRUE(record) << record.error().message();
+  EXPECT_EQ(encode_record(*record), content);
+  EXPECT_TRUE(record->status.swapped);
+  EXPECT_EQ(record->swap->old_place, swapped_sample().swap->old_place);
+  EXPECT_EQ(record->swap->new_place, swapped_sample().swap->new_place);
+  EXPECT_EQ(record->swap->target_volume, "data_new");
+}
+
+TEST(RunRecord, OnlyARunThatSwapsNeedsTheLaterVersion) {
+  const auto begins = [](const RunRecord& record, const char* line) {
+    const auto content = encode_record(record);
+    return std::string_view(reinterpret_cast<const char*>(content.data()), content.size()).starts_with(line);
+  };
+  EXPECT_TRUE(begins(sample(), "blockferry-run 1 "));
+  EXPECT_TRUE(begins(swapped_sample(), "blockferry-run 2 "));
+  RunRecord nowhere = swapped_sample();
+  nowhere.swap.reset();
+  EXPECT_FALSE(decode_record(encode_record(nowhere), "run-k3v9x2ab")) << "swapped, and nobody knows whence";
 }
 
 TEST(RunRecord, SurvivesARoundTripWhole) {
@@ -86,7 +125,7 @@ TEST(RunRecord, EveryFlippedBitIsNoticed) {
 }
 
 TEST(RunRecord, ALaterVersionIsLeftAlone) {
-  const auto record = decode_record(bytes_of("blockferry-run 2 0000000000000000 2\n{}"), "run-x");
+  const auto record = decode_record(bytes_of("blockferry-run 3 0000000000000000 2\n{}"), "run-x");
   ASSERT_FALSE(record);
   EXPECT_EQ(record.error().code, ErrorCode::state_newer);
 }
