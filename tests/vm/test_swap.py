@@ -189,9 +189,10 @@ def finish(ferryd, volume, way):
 
 def test_ferryd_that_hangs_does_not_keep_it_suspended(ferryd, in_use):
     volume = in_use("linear", "ext4")
-    process = ferryd.spawn_ctl("migrate", "--max-freeze", "3s", "--max-downtime", "20s", volume.map.path,
-                               volume.map.target)
-    wait_until(volume.suspended, 120, "the suspension")
+    process = ferryd.spawn_ctl("migrate", "--max-freeze", "3s", "--max-downtime", "20s", "--no-verify", "--overwrite",
+                               volume.map.path, volume.map.target)
+    wait_until(lambda: volume.suspended() or process.poll() is not None, 60, "the suspension")
+    assert process.poll() is None, process.communicate()
     ferryd.process.send_signal(signal.SIGSTOP)
     try:
         wait_until(lambda: not volume.suspended(), 30, "the guard letting go")
