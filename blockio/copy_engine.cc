@@ -462,12 +462,15 @@ std::size_t CopyEngine::jobs_in_flight() const {
   return slots_.size() - free_slots_.size() - free_small_slots_.size() + early_results_.size();
 }
 
-std::vector<ByteRange> CopyEngine::ranges_in_flight() const {
+std::vector<ByteRange> CopyEngine::ranges_in_flight(bool copies_only) const {
   std::vector<ByteRange> ranges;
+  const auto counts = [copies_only](JobKind kind) { return !copies_only || kind != JobKind::checksum; };
   for (const auto& slot : slots_) {
-    if (slot->busy) ranges.push_back(slot->range);
+    if (slot->busy && counts(slot->kind)) ranges.push_back(slot->range);
   }
-  for (const auto& result : early_results_) ranges.push_back(result.range);
+  for (const auto& result : early_results_) {
+    if (counts(result.kind)) ranges.push_back(result.range);
+  }
   return ranges;
 }
 

@@ -101,8 +101,9 @@ class CopyEngine {
 
   std::size_t jobs_in_flight() const;
   std::uint64_t bytes_in_flight() const { return bytes_in_flight_; }  ///< of copy and checksum jobs
-  /// Ranges of the jobs in flight (for checkpoints: they are neither dirty nor copied).
-  std::vector<ByteRange> ranges_in_flight() const;
+  /// Ranges of the jobs in flight (for checkpoints: they are neither dirty nor copied); or without those that
+  /// only read.
+  std::vector<ByteRange> ranges_in_flight(bool copies_only = false) const;
   /// Age of the oldest request that the kernel has not given back, and its device: to report devices that
   /// hang.
   struct Oldest {

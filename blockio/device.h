@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "blockio/base/error.h"
 #include "blockio/base/units.h"
@@ -83,9 +82,9 @@ class Device {
   /// The volume may have been written since: holes that were seen before are none any more.
   virtual void forget_regions() {}
 
-  /// Ranges where a write of ours that was given up may still be carried out, at any later time: what was
-  /// written there since must be read back and compared before anybody relies on it.
-  virtual std::vector<ByteRange> doubtful_ranges() { return {}; }
+  /// How often a write of ours was given up, and repeated, that may still be carried out at some later time:
+  /// what stands there then must be read back and compared before anybody relies on it.
+  virtual std::uint64_t doubts() { return 0; }
 
   /// An opaque text that differs whenever the device may have been written since an earlier call (write
   /// counters of the disk, a file's change time), or nothing where the device cannot vouch for that. Equal

@@ -16,6 +16,7 @@ namespace blockferry {
 namespace {
 
 constexpr std::size_t in_flight_max = 64;  // the server reads them one after the other anyway
+constexpr unsigned fruitless_max = 20;
 constexpr Nanoseconds look_up = std::chrono::seconds(1);
 constexpr Nanoseconds first_pause = std::chrono::milliseconds(50), longest_pause = std::chrono::seconds(2);
 
@@ -153,6 +154,7 @@ void NbdChannel::finish_completed() {
       broken = true;
     } else {
       std::erase(in_flight_, piece);
+      fruitless_ = 0;
       finish(*piece);
     }
   }
@@ -192,7 +194,12 @@ void NbdChannel::reconnect() {
   waiting_.insert(waiting_.begin(), in_flight_.begin(), in_flight_.end());
   in_flight_.clear();
   const Nanoseconds give_up = system_clock().now() + options_.reconnect_for;
-  for (Nanoseconds pause = first_pause;; pause = std::min(pause * 2, longest_pause)) {
+  Nanoseconds pause = first_pause;
+  // A server that takes connections and then drops them is not hammered, and not tried for ever.
+  if (++fruitless_ > 1 &&
+      !sleep_unless_stopped(std::min(pause * (1 << std::min(fruitless_, 8U)), longest_pause)))
+    return;
+  for (; fruitless_ <= fruitless_max; pause = std::min(pause * 2, longest_pause)) {
     auto connection = NbdConnection::connect(options_.address, options_.connect_timeout);
     if (connection && connection->about().bytes == options_.bytes) {
       connection_ = std::move(*connection);

@@ -86,6 +86,7 @@ class NbdChannel {
   std::optional<NbdConnection> connection_;  ///< nothing: it broke
   std::deque<NbdPiece*> waiting_;
   std::vector<NbdPiece*> in_flight_, completed_;
+  unsigned fruitless_ = 0;  ///< connections in a row that broke before anything was done
   bool given_up_ = false;
   std::thread thread_;
 };

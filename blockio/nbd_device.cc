@@ -51,7 +51,7 @@ class NbdDevice : public Device {
   Result<DeviceRegion> region_at(std::uint64_t offset) override;
   void forget_regions() override { regions_.clear(); }
   std::optional<std::string> change_stamp() override { return std::nullopt; }  // servers do not tell
-  std::vector<ByteRange> doubtful_ranges() override;
+  std::uint64_t doubts() override;
 
  private:
   void cut(Transfer& transfer);
@@ -82,7 +82,7 @@ class NbdDevice : public Device {
   std::uint64_t writes_kept_ = 0;     ///< of the begun ones, so many are flushed
   std::uint64_t begun_at_flush_ = 0;  ///< what the flush under way will have kept
   bool lost_ = false;                 ///< writes that were not flushed may be gone, and nobody was told yet
-  std::vector<ByteRange> doubtful_;
+  std::uint64_t doubts_ = 0;
 
   std::vector<std::unique_ptr<NbdChannel>> channels_;  ///< last: their threads use all of the above
 };
@@ -99,7 +99,8 @@ NbdDevice::NbdDevice(FileQueue& queue, DeviceInfo info, const NbdExport& about,
       info_(std::move(info)),
       about_(about),
       options_(options),
-      piece_bytes_(piece_bytes_of(about)) {}
+      piece_bytes_(piece_bytes_of(about)),
+      doubts_(options.role == DeviceRole::target && options.taken_up_again ? 1 : 0) {}
 
 NbdDevice::~NbdDevice() {
   channels_.clear();
@@ -268,15 +269,15 @@ int NbdDevice::outcome_of_flush(int error) {
 void NbdDevice::connection_lost(std::span<NbdPiece* const> in_flight) {
   const std::lock_guard lock(mutex_);
   if (writes_kept_ < writes_begun_) lost_ = true;
-  for (const NbdPiece* piece : in_flight) {
-    if (piece->command == NbdCommand::write || piece->command == NbdCommand::zero)
-      doubtful_.push_back({piece->offset, piece->bytes});
-  }
+  const bool wrote = std::any_of(in_flight.begin(), in_flight.end(), [](const NbdPiece* piece) {
+    return piece->command == NbdCommand::write || piece->command == NbdCommand::zero;
+  });
+  if (wrote) ++doubts_;
 }
 
-std::vector<ByteRange> NbdDevice::doubtful_ranges() {
+std::uint64_t NbdDevice::doubts() {
   const std::lock_guard lock(mutex_);
-  return doubtful_;
+  return doubts_;
 }
 
 // Holes.

@@ -21,6 +21,9 @@ struct NbdDeviceOptions {
   /// How long a connection that broke is tried to be made anew before its requests fail.
   Nanoseconds reconnect_for = std::chrono::seconds(60);
   unsigned connections_max = 4;  ///< where the server allows several
+  /// A target that an earlier process of ours, which was killed, may have sent writes to: the server may
+  /// still carry them out.
+  bool taken_up_again = false;
   /// A target whose server can neither flush nor write through: taken all the same, and flushes mean nothing.
   bool unsafe = false;
 };

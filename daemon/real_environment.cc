@@ -88,6 +88,7 @@ Result<std::unique_ptr<Device>> RealEnvironment::open_nbd(FileQueue& queue, cons
   NbdDeviceOptions options;
   options.role = role;
   options.patience = busy_wait(after_restart_);
+  options.taken_up_again = record.status.restarts > 0;
   options.unsafe = record.status.request.force;
   return open_nbd_device(queue, nbd_address(record.status.request, uri), options);
 }

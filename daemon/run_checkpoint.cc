@@ -9,6 +9,7 @@
 // A crash before the bitmap's commit leaves the granules dirty; one after it, but before the record, leaves a
 // bitmap that is newer than the record says: right all the same, since the record holds only counts and
 // cursors that lag.
+#include <cerrno>
 #include <utility>
 
 #include "daemon/run_core.h"
@@ -19,6 +20,8 @@ namespace {
 
 // Each takes 16 bytes. Reached by copying single granules at more than 200,000 a second.
 constexpr std::size_t copied_ranges_max = 1 << 20;
+
+constexpr unsigned losses_in_a_row_max = 10;
 
 // The first checkpoint makes a begun run's state files durable. Runs shorter than this make one at their end
 // only.
@@ -55,10 +58,52 @@ void RunCore::begin_checkpoint() {
 
 void RunCore::flush_finished(const std::vector<std::optional<Error>>& outcome) {
   flushing_ = false;
-  for (std::size_t i = 0; i < outcome.size(); ++i) {
-    if (outcome[i] && !engine_->target_dropped(i)) target_failed(i, *outcome[i]);
-  }
+  targets_flushed(outcome);
   start_commit();
+}
+
+void RunCore::targets_flushed(const std::vector<std::optional<Error>>& outcome) {
+  for (std::size_t i = 0; i < outcome.size(); ++i) {
+    const bool lost = outcome[i] && outcome[i]->errno_value == ESTALE;
+    if (outcome[i] && !lost && !engine_->target_dropped(i)) target_failed(i, *outcome[i]);
+  }
+  const auto loss = loss_among(outcome);
+  losses_in_a_row_ = loss ? losses_in_a_row_ + 1 : 0;
+  if (loss) writes_lost(*loss);
+}
+
+/// Of a target that goes on, but whose connection broke under what was not flushed (device.h).
+std::optional<Error> RunCore::loss_among(const std::vector<std::optional<Error>>& outcome) {
+  for (std::size_t i = 0; i < outcome.size(); ++i) {
+    if (outcome[i] && outcome[i]->errno_value == ESTALE && !engine_->target_dropped(i)) return outcome[i];
+  }
+  return std::nullopt;
+}
+
+/// All that was copied since the last good flush, or is in flight, is copied again. (Not all of it may be
+/// lost, but nobody can tell.) On disk it is dirty still.
+void RunCore::writes_lost(const Error& loss) {
+  // Nothing is copied in another phase.
+  const bool beyond_us = record_.phase != RunPhase::copying && volume_->copied_ranges() > 0;
+  volume_->copied_to_dirty();
+  if (beyond_us || losses_in_a_row_ > losses_in_a_row_max) {
+    return fail_run(make_error(ErrorCode::io, "write to", loss.device,
+                               "its connection broke again and again before what was written could be "
+                               "flushed; resume the run when the server is well"));
+  }
+  for (const auto& range : engine_->ranges_in_flight(true)) {
+    const GranuleRange granules = volume_->geometry().granules_of(range);
+    volume_->dirty().clear(granules);  // until it is back: one copy in flight a granule
+    tainted_.push_back(granules);
+  }
+  if (record_.phase != RunPhase::copying || volume_->dirty().empty()) return;
+  phase_done_ = quiet_checkpoint_ = false;
+  if (ending_ == Ending::completed) ending_ = Ending::none;
+  if (!live() || !record_.cut_over || ending_ != Ending::none) return;
+  // The source has gone on since its moment: what is missing of that one cannot be had any more.
+  record_.cut_over = false;
+  live_.cutover_asked = true;
+  begin_pass(PassKind::incremental);
 }
 
 void RunCore::start_commit() {
@@ -140,9 +185,7 @@ void RunCore::continue_checkpoint(Nanoseconds timeout) {
   if (stray_flush_) {
     if (const auto outcome = engine_->take_flush_result()) {
       stray_flush_ = false;
-      for (std::size_t i = 0; i < outcome->size(); ++i) {
-        if ((*outcome)[i] && !engine_->target_dropped(i)) target_failed(i, *(*outcome)[i]);
-      }
+      targets_flushed(*outcome);
     }
   }
   if (flushing_) {

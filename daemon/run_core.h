@@ -103,6 +103,9 @@ class RunCore {
   bool is_last_phase();
   void phase_finished();
   void note_pass();
+  void forget_regions();
+  std::uint64_t doubts();
+  bool must_verify();
   void end(Ending ending);
   void fail_run(Error error);
   bool winding_down() const { return ending_ != Ending::none || record_.paused; }
@@ -142,7 +145,7 @@ class RunCore {
   double predicted_pause_seconds() const;
   bool converged() const;
   bool waits_for_user() const;
-  bool must_verify_ahead() const;
+  bool must_verify_ahead();
   void live_pass_finished();
   void after_losses();
   void note_convergence(std::uint64_t dirty);
@@ -194,6 +197,9 @@ class RunCore {
   bool checkpoint_under_way() const { return flushing_ || commit_ != nullptr; }
   bool checkpoint_due() const;
   void begin_checkpoint();
+  std::optional<Error> loss_among(const std::vector<std::optional<Error>>& outcome);
+  void targets_flushed(const std::vector<std::optional<Error>>& outcome);
+  void writes_lost(const Error& loss);
   void flush_finished(const std::vector<std::optional<Error>>& outcome);
   void start_commit();
   void commit_finished(const Result<void>& outcome);
@@ -228,7 +234,11 @@ class RunCore {
     const Device* device = nullptr;
     std::uint64_t begin = 0;
     DeviceRegion region;
-  } region_;                             ///< the last answer of region_at: one look a region, not one a claim
+  } region_;  ///< the last answer of region_at: one look a region, not one a claim
+  /// In flight when a target's connection broke: they are copied once more whatever becomes of them.
+  std::vector<GranuleRange> tainted_;
+  unsigned losses_in_a_row_ = 0;         ///< flushes that found a connection broken
+  std::uint64_t doubts_verified_ = 0;    ///< the targets' doubts when they were last read back
   std::uint64_t verify_next_ = 0;        ///< the next granule to be asked for
   std::uint64_t collect_committed_ = 0;  ///< tracker marks below this granule are committed
   std::uint64_t collect_marked_end_ = 0;

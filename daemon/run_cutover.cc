@@ -237,6 +237,11 @@ void RunCore::flush_targets() {
   const auto outcome = engine_->take_flush_result();
   if (!outcome) return;
   cutover_.flush_asked = false;
+  if (const auto loss = loss_among(*outcome)) {
+    volume_->copied_to_dirty();
+    return let_go(make_error(ErrorCode::busy, "cut over", loss->device,
+                             "the target's connection broke: what it may have lost is copied again first"));
+  }
   for (std::size_t i = 0; i < outcome->size(); ++i) {
     if ((*outcome)[i]) cutover_.failures.emplace_back(i, *(*outcome)[i]);
   }
@@ -347,7 +352,7 @@ void RunCore::released() {
     leave_at_.reset();
   }
   note_pass();
-  if (!record_.status.request.verify || targets_released_) return end(Ending::completed);
+  if (targets_released_ || !must_verify()) return end(Ending::completed);
   phase_done_ = true;
   quiet_checkpoint_ = false;
 }

@@ -194,7 +194,11 @@ void RunCore::finished_copying(const JobResult& result, GranuleRange range) {
   for (std::size_t i = 0; i < result.target_errors.size(); ++i) {
     if (result.target_errors[i]) target_failed(i, *result.target_errors[i]);
   }
-  if (result.read_error || ending_ == Ending::failed) {
+  const auto tainted = std::find_if(tainted_.begin(), tainted_.end(),
+                                    [&range](const auto& each) { return each.first == range.first; });
+  const bool again = tainted != tainted_.end();
+  if (again) tainted_.erase(tainted);
+  if (again || result.read_error || ending_ == Ending::failed) {
     volume_->give_back(range);
     if (result.read_error) fail_run(*result.read_error);
     return;

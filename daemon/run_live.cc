@@ -77,6 +77,7 @@ Result<void> RunCore::renew_tracker() {
 
 void RunCore::begin_pass(PassKind kind) {
   auto& passes = record_.status.passes;
+  forget_regions();
   pass_clock_ = clock_.now();
   live_.pass_began = clock_.now();
   live_.copied_before = record_.status.bytes_copied;
@@ -145,9 +146,10 @@ bool RunCore::waits_for_user() const {
 }
 
 /// A cutover command or a swap puts the target to use, which nobody can compare with its checksums then: so
-/// before.
-bool RunCore::must_verify_ahead() const {
+/// before. Before any hand-over, too, where a write that a broken connection carried may have landed late.
+bool RunCore::must_verify_ahead() {
   const RunRequest& request = record_.status.request;
+  if (hands_over() && doubts() > doubts_verified_) return true;
   const bool used = !request.cutover_cmd.empty() || (swaps() && !swapped());
   return request.verify && used && !live_.verified_ahead && (live_.cutover_asked || !live_.rehearsal_asked);
 }

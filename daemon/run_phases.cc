@@ -33,7 +33,7 @@ void RunCore::choose_first_phase() {
 
 /// The tracker vouches for what was synced, or take_up_tracker() made it suspect.
 void RunCore::choose_first_live_phase() {
-  if (record_.cut_over) return record_.status.request.verify ? resume_verifying() : end(Ending::completed);
+  if (record_.cut_over) return must_verify() ? resume_verifying() : end(Ending::completed);
   if (volume_->dirty().count() == volume_->geometry().granule_count()) record_.suspect = false;
   start_audit();
   live_.pass_began = clock_.now();
@@ -62,8 +62,28 @@ void RunCore::resume_verifying() {
   record_.status.granules_mismatched = mismatched;
 }
 
+/// What was a hole may have been written since.
+void RunCore::forget_regions() {
+  region_ = {};
+  if (devices_.source != nullptr) devices_.source->forget_regions();
+  for (const auto& target : devices_.targets) {
+    if (target != nullptr) target->forget_regions();
+  }
+}
+
+std::uint64_t RunCore::doubts() {
+  std::uint64_t sum = 0;
+  for (const auto& target : devices_.targets) sum += target != nullptr ? target->doubts() : 0;
+  return sum;
+}
+
+/// Also where nobody asked for it: a write that a broken connection carried may have landed late.
+bool RunCore::must_verify() {
+  return record_.status.request.verify || doubts() > doubts_verified_;
+}
+
 void RunCore::enter_collecting(PassKind kind) {
-  region_ = {};  // what was a hole may have been written since
+  forget_regions();
   record_.phase = RunPhase::collecting;
   current_pass().kind = kind;
   record_.status.verify_ran = false;
@@ -74,14 +94,15 @@ void RunCore::enter_collecting(PassKind kind) {
 }
 
 void RunCore::enter_copying() {
-  region_ = {};
+  forget_regions();
   record_.phase = RunPhase::copying;
   record_.cursor = 0;
   copy_cursor_ = 0;
 }
 
 void RunCore::enter_verifying() {
-  region_ = {};
+  forget_regions();
+  doubts_verified_ = doubts();
   record_.phase = RunPhase::verifying;
   record_.cursor = verify_next_ = 0;
   record_.verify_target = 0;
@@ -105,7 +126,7 @@ bool RunCore::is_last_phase() {
     while (next < devices_.targets.size() && engine_->target_dropped(next)) ++next;
     return next >= devices_.targets.size();
   }
-  return record_.phase == RunPhase::copying && !record_.status.request.verify &&
+  return record_.phase == RunPhase::copying && !must_verify() &&
          (record_.status.tracker == "none" || devices_.source->change_stamp() == record_.source_stamp);
 }
 
@@ -133,7 +154,7 @@ void RunCore::phase_finished() {
         return fail_run(make_error(ErrorCode::io, "copy", record_.status.source_uri,
                                    "the source is being written; stop its writers and resume the run"));
       }
-      if (record_.status.request.verify) return enter_verifying();
+      if (must_verify()) return enter_verifying();
       return end(Ending::completed);
     }
     case RunPhase::verifying:

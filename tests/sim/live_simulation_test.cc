@@ -50,6 +50,7 @@ class LiveJourney {
   World& world() { return world_; }
   SimKernel& kernel() { return kernel_; }
   RunRecord& record() { return record_; }
+  SimDisk& target(std::size_t index) { return *targets_[index]; }
   RunRequest& request() { return record_.status.request; }
   void save() { static_cast<void>(save_record(state_, record_)); }
 
@@ -370,6 +371,44 @@ TEST(LiveSimulation, RandomJourneys) {
   EXPECT_GT(crashes_seen, seeds) << "hardly any crash came in time";
   EXPECT_GT(syncs, seeds / 10);
   EXPECT_GT(rolled_back, 0u);
+}
+
+/// A target's server is restarted now and then, and loses what was not flushed: in passes, and at the
+/// cutover.
+TEST(LiveSimulation, ConnectionsThatBreakLoseNothing) {
+  const std::uint64_t only = number_from("BLOCKFERRY_SEED", 0);
+  const std::uint64_t seeds = only != 0 ? 1 : number_from("BLOCKFERRY_SIM_SEEDS", 60);
+  std::uint64_t told = 0;
+  for (std::uint64_t i = 0; i < seeds; ++i) {
+    const std::uint64_t seed = only != 0 ? only : 9000 + i;
+    SCOPED_TRACE("BLOCKFERRY_SEED=" + std::to_string(seed));
+    std::mt19937_64 plan(seed);
+    LiveJourney journey(seed, 8 + plan() % 60, 1 + plan() % 2);
+    journey.kernel().write_chance = 0.02 + 0.2 * double(plan() % 100) / 100;
+    journey.people = plan() % 3 == 0;
+    journey.request().kind = plan() % 2 == 0 ? RunKind::migrate : RunKind::clone;
+    journey.request().verify = plan() % 2 == 0;
+    if (plan() % 3 == 0) journey.request().cutover_cmd = "true";
+    journey.target(0).break_chance = 0.01 + 0.04 * double(plan() % 100) / 100;
+    journey.save();
+    for (unsigned crashes = 0; crashes < 2; ++crashes) {
+      journey.world().crash_at = journey.world().steps + 1 + plan() % 400;
+      if (journey.live(plan() % 3 != 0 ? CrashMode::kill : CrashMode::power)) break;
+      if (HasFatalFailure()) return;
+      if (run_state_ended(journey.record().status.state)) break;
+    }
+    journey.world().crash_at = 0;
+    if (!run_state_ended(journey.record().status.state) || journey.unclear()) journey.finish();
+    if (journey.record().status.state == RunState::failed) {  // it broke again and again
+      journey.target(0).break_chance = 0;
+      journey.record().status.state = RunState::queued;
+      journey.finish();
+    }
+    told += journey.target(0).losses_told;
+    journey.expect_targets_as_at_cutover("after connections that broke");
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(told, seeds / 4) << "hardly anything was ever lost";
 }
 
 }  // namespace

@@ -61,10 +61,15 @@ class Journey {
         if (i >= steps_max) return true;
         if (pauses_ && world_.chance(0.02)) core->pause();
         if (core->idle() || (pauses_ && world_.chance(0.1))) core->resume();
-        // Later, in verification, nobody looks at the source any more.
-        if (poke_holes_ && core->record().phase == RunPhase::copying && world_.chance(0.2)) {
+        // Later, when all is copied, nobody looks at the source any more.
+        if (poke_holes_ && core->record().phase == RunPhase::copying && !core->volume()->dirty().empty() &&
+            world_.chance(0.2)) {
           poke_holes_ = false;
           change_source(12);
+        }
+        // After it was read back nothing can be proven any more.
+        if (core->record().phase == RunPhase::verifying) {
+          for (auto& target : targets_) target->late.clear();
         }
         core->step(std::chrono::milliseconds(1));
       }
@@ -407,6 +412,68 @@ TEST(RunSimulation, AFlippedBitIsCaughtAndMended) {
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(caught, 30u);
+}
+
+/// A target's server is restarted now and then, and loses what was not flushed: nothing is missing in the
+/// end, nor after a crash, and nothing is called synced that is not there.
+TEST(RunSimulation, ConnectionsThatBreakLoseNothing) {
+  std::uint64_t breaks = 0, told = 0;
+  const std::uint64_t only = number_from("BLOCKFERRY_SEED", 0);
+  const std::uint64_t seeds = only != 0 ? 1 : number_from("BLOCKFERRY_SIM_SEEDS", 300);
+  for (std::uint64_t i = 0; i < seeds; ++i) {
+    const std::uint64_t seed = only != 0 ? only : 5000 + i;
+    SCOPED_TRACE("BLOCKFERRY_SEED=" + std::to_string(seed));
+    std::mt19937_64 plan(seed);
+    Journey journey(seed, 8 + plan() % 80, 1 + plan() % 2);
+    journey.let_it_pause();
+    journey.target(0).break_chance = plan() % 2 == 0 ? 0.02 : 0.08;
+    journey.record().status.request.verify = plan() % 2 == 0;
+    for (unsigned crashes = 0; crashes < 3; ++crashes) {
+      journey.world().crash_at = journey.world().steps + 1 + plan() % 250;
+      if (journey.live(plan() % 2 == 0 ? CrashMode::kill : CrashMode::power)) break;
+      if (HasFatalFailure()) return;
+      if (run_state_ended(journey.record().status.state)) break;
+    }
+    journey.world().crash_at = 0;
+    if (!run_state_ended(journey.record().status.state)) journey.finish();
+    // One that breaks again and again is given up: `resume`, with a server that is well.
+    breaks += journey.target(0).breaks;
+    told += journey.target(0).losses_told;
+    if (journey.record().status.state == RunState::failed) {
+      journey.target(0).break_chance = 0;
+      journey.record().status.state = RunState::queued;
+      journey.finish();
+    }
+    journey.expect_targets_equal_source("after connections that broke");
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(breaks, seeds / 2) << "hardly any connection ever broke";
+  EXPECT_GT(told, seeds / 4) << "hardly anything was ever lost";
+}
+
+/// A write of a connection that broke is carried out when the run has long gone on: read back, it is found,
+/// or it did no harm; also where nobody asked for verification.
+TEST(RunSimulation, WritesThatLandLateAreFound) {
+  std::uint64_t landed = 0, found = 0;
+  for (std::uint64_t seed = 1; seed <= 300; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Journey journey(seed, 24, 1);
+    journey.target(0).break_chance = 0.03;
+    journey.target(0).late_writes = true;
+    journey.record().status.request.verify = seed % 2 == 0;
+    journey.poke_holes_while_it_runs();
+    journey.finish();
+    landed += journey.target(0).landed_late;
+    if (journey.record().status.state == RunState::failed) {
+      ++found;
+      journey.target(0).break_chance = 0;
+      journey.record().status.state = RunState::queued;
+      journey.finish();
+    }
+    journey.expect_targets_equal_source("after late writes");
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(landed, 50U) << "hardly anything ever landed late";
 }
 
 /// A source that somebody writes while it is copied is noticed at the end of the pass, and compared again.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace blockferry::sim {
 
@@ -115,6 +116,7 @@ class SimDevice : public Device {
     }
     return DeviceRegion{false, info_.bytes};
   }
+  std::uint64_t doubts() override { return disk_.doubts; }
   std::optional<std::string> change_stamp() override {
     return "generation " + std::to_string(disk_.generation);
   }
@@ -135,6 +137,7 @@ void SimQueue::submit(SimDisk& disk, IoRequest& request) {
 std::int64_t SimQueue::perform(SimDisk& disk, const IoRequest& request) {
   auto& bytes = disk.bytes;
   if (request.operation == IoOperation::flush) {
+    if (std::exchange(disk.lost, false)) return ++disk.losses_told, -ESTALE;
     if (disk.writes_fail && ++disk.failures > 0) return -EIO;
     bytes.flush();
     return 0;
@@ -159,6 +162,35 @@ std::int64_t SimQueue::perform(SimDisk& disk, const IoRequest& request) {
   return request.operation == IoOperation::zero ? 0 : std::int64_t(count);
 }
 
+/// The server of a target loses what was not flushed; requests in flight stay so, to be repeated.
+void SimQueue::break_connection(SimDisk& disk) {
+  ++disk.breaks;
+  bool wrote = false;
+  for (const Pending& pending : pending_) {
+    const IoRequest& request = *pending.request;
+    const bool writes = request.operation == IoOperation::write || request.operation == IoOperation::zero;
+    if (pending.disk != &disk || !writes) continue;
+    wrote = true;
+    if (!disk.late_writes || world_.chance(0.5)) continue;
+    const std::size_t size = disk.bytes.current.size();
+    std::vector<std::byte> data(std::min<std::size_t>(request.bytes, size - request.offset));
+    if (request.operation == IoOperation::write) std::memcpy(data.data(), request.data, data.size());
+    disk.late.push_back({world_.steps + world_.below(60), std::size_t(request.offset), std::move(data)});
+  }
+  if (wrote) ++disk.doubts;
+  if (wrote || disk.bytes.has_unsynced()) disk.lost = true;
+  disk.bytes.lose_power(world_.random);
+}
+
+void SimQueue::land_late_writes(SimDisk& disk) {
+  for (auto& write : disk.late) {
+    if (write.step > world_.steps) continue;
+    disk.bytes.write(write.offset, std::move(write.data));
+    ++disk.landed_late;
+  }
+  std::erase_if(disk.late, [this](const auto& write) { return write.step <= world_.steps; });
+}
+
 /// A few of what is in flight, in any order.
 void SimQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
   for (auto& [request, result] : posted_) {
@@ -173,6 +205,9 @@ void SimQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
     const std::size_t chosen = std::size_t(world_.below(pending_.size()));
     const Pending pending = pending_[chosen];
     world_.step();
+    if (pending.disk->break_chance > 0 && world_.chance(pending.disk->break_chance))
+      break_connection(*pending.disk);
+    land_late_writes(*pending.disk);
     pending_.erase(pending_.begin() + std::ptrdiff_t(chosen));
     world_.time += std::chrono::microseconds(50 + world_.below(400));
     pending.request->result = perform(*pending.disk, *pending.request);

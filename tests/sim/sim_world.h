@@ -39,6 +39,7 @@ class VolatileBytes {
   void resize(std::size_t size);
   void flush();
   void lose_power(std::mt19937_64& random);
+  bool has_unsynced() const { return !unsynced_.empty(); }
 
   std::vector<std::byte> current;  ///< what a reader sees
 
@@ -91,6 +92,17 @@ struct SimDisk {
   bool zero_unsupported = false;
   std::uint64_t failures = 0;  ///< how often writes_fail struck
   std::uint64_t granules_written = 0;
+  /// A disk behind a connection that breaks so often, its server restarting; what was in flight is repeated.
+  double break_chance = 0;
+  bool late_writes = false;  ///< and the old connection's writes may be carried out later
+  bool lost = false;         ///< the next flush says so
+  std::uint64_t breaks = 0, losses_told = 0, doubts = 0, landed_late = 0;
+  struct LateWrite {
+    std::uint64_t step;
+    std::size_t offset;
+    std::vector<std::byte> data;
+  };
+  std::vector<LateWrite> late;
   std::optional<std::uint64_t> flip_at;  ///< the next write over this byte flips a bit of it
 
   /// A write from outside of Blockferry.
@@ -119,6 +131,8 @@ class SimQueue : public IoQueue {
     IoRequest* request;
   };
   std::int64_t perform(SimDisk& disk, const IoRequest& request);
+  void break_connection(SimDisk& disk);
+  void land_late_writes(SimDisk& disk);
 
   World& world_;
   std::vector<Pending> pending_;
