@@ -10,6 +10,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 namespace blockferry {
 
@@ -48,6 +49,28 @@ void watch_for_silence(int fd) {
 }
 
 constexpr std::uint64_t status_bytes_max = 2 * GiB;  // the protocol counts in 32 bits
+
+/// libnbd encrypts also where it cannot tell who the other end is: without certificates of its own, over a
+/// UNIX socket, which has no name to compare, and where the directory holds none. That is no protection.
+Result<void> check_tls(const std::string& uri, const NbdUri& parsed, const std::string& certificates,
+                       const std::string& psk_file) {
+  const auto refused = [&uri](const std::string& why) {
+    return fail(make_error(ErrorCode::refused, "connect to", uri, why));
+  };
+  if (!parsed.tls || !psk_file.empty()) return {};
+  if (certificates.empty()) {
+    return refused(
+        "TLS needs --tls-certificates, with the authority's ca-cert.pem, or --tls-psk-file: without them "
+        "nobody "
+        "can tell who answers");
+  }
+  if (!parsed.socket_path.empty())
+    return refused(
+        "over a UNIX socket a server's certificate proves nothing; use --tls-psk-file, or nbd+unix");
+  if (::access((certificates + "/ca-cert.pem").c_str(), R_OK) != 0)
+    return refused("TLS: there is no ca-cert.pem in " + certificates);
+  return {};
+}
 
 /// Of a synchronous request.
 struct Outcome {
@@ -89,6 +112,7 @@ Result<NbdConnection> NbdConnection::connect(const NbdAddress& address, Nanoseco
   const std::string& certificates =
       uri->tls_certificates.empty() ? address.tls_certificates : uri->tls_certificates;
   const std::string& psk_file = uri->tls_psk_file.empty() ? address.tls_psk_file : uri->tls_psk_file;
+  if (auto done = check_tls(address.uri, *uri, certificates, psk_file); !done) return fail(done.error());
   // The files are named by whoever may read and write every volume anyway.
   bool well = ::nbd_set_uri_allow_local_file(h, true) == 0 && ::nbd_set_pread_initialize(h, false) == 0 &&
               // A volume's end need not be aligned; the server may judge that.

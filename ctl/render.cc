@@ -94,10 +94,11 @@ void add_findings(const json& report, const char* member, const char* title, std
 std::string volume_line(const json& volume) {
   const std::string kind = text_of(volume, "kind");
   std::string text = text_of(volume, "path");
-  if (text_of(volume, "resolved") != text) text += " (" + text_of(volume, "resolved") + ")";
+  if (kind != "nbd" && text_of(volume, "resolved") != text) text += " (" + text_of(volume, "resolved") + ")";
   if (kind == "missing") return text + ", a file that will be created";
   text += ", " +
           (kind == "block" ? std::string("block device, ")
+           : kind == "nbd" ? std::string("NBD server, ")
            : kind.empty()  ? std::string()
                            : kind + ", ") +
           size_text(volume, "bytes");
@@ -109,6 +110,8 @@ std::string volume_line(const json& volume) {
     text += ", mounted on " + mounts;
   if (const auto holders = joined(list_of(volume, "holders")); !holders.empty())
     text += ", held by " + holders;
+  if (const auto abilities = joined(list_of(volume, "abilities")); !abilities.empty())
+    text += "\n        " + abilities;
   return text;
 }
 

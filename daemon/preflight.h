@@ -31,6 +31,7 @@ struct PreflightVolume {
   std::uint64_t granule_bytes_min = 0;  ///< what is copied at a time must be at least so much
   std::vector<std::string> mounts;      ///< mount points, in any mount namespace
   std::vector<std::string> holders;     ///< dm/md names, "swap", "process 123 (name)", "loop3"
+  std::vector<std::string> abilities;   ///< of the server behind a URI, in people's words
   std::string content;                  ///< "ext4", "gpt", "LVM2_member", … or empty
   bool in_use = false;                  ///< mounted, held, or open for writing elsewhere
 };

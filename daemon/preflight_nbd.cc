@@ -49,6 +49,24 @@ std::string words_of(const Error& error) {
   return error.hint.empty() ? std::strerror(error.errno_value) : error.hint;
 }
 
+std::vector<std::string> abilities_of(const NbdExport& about) {
+  std::vector<std::string> words;
+  words.emplace_back(about.tls ? "encrypted (TLS)" : "not encrypted");
+  words.emplace_back(about.tells_holes ? "tells holes, which are not fetched"
+                                       : "does not tell holes: all of it is fetched");
+  if (about.can_multi_conn) words.emplace_back("takes several connections");
+  if (!about.read_only) {
+    words.emplace_back(about.can_zero ? "zeroes ranges by itself" : "cannot zero: zeroes are sent as data");
+    words.emplace_back(about.can_flush ? "flushes"
+                       : about.can_fua ? "cannot flush, but writes through"
+                                       : "can neither flush nor write through");
+  }
+  words.emplace_back(about.read_only ? "read-only" : "can be written");
+  if (about.block_bytes_min > 512)
+    words.push_back("works in blocks of " + format_size(about.block_bytes_min));
+  return words;
+}
+
 }  // namespace
 
 bool Preflight::examine_nbd(const std::string& uri, Examined& examined, bool as_target) {
@@ -68,6 +86,7 @@ bool Preflight::examine_nbd(const std::string& uri, Examined& examined, bool as_
   }
   examined.nbd = connection->about();
   volume.bytes = examined.nbd.bytes;
+  volume.abilities = abilities_of(examined.nbd);
   volume.granule_bytes_min = examined.nbd.block_bytes_min;
   auto signatures = signatures_of(*connection);
   if (signatures) {

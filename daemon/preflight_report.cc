@@ -16,11 +16,12 @@ nlohmann::json findings_to_json(const std::vector<PreflightFinding>& findings) {
 }
 
 nlohmann::json volume_to_json(const PreflightVolume& volume) {
-  return {{"path", volume.path},       {"resolved", volume.resolved},
-          {"kind", volume.kind},       {"identity", volume.identity},
-          {"bytes", volume.bytes},     {"logical_block_bytes", volume.logical_block_bytes},
-          {"mounts", volume.mounts},   {"holders", volume.holders},
-          {"content", volume.content}, {"in_use", volume.in_use}};
+  return {{"path", volume.path},          {"resolved", volume.resolved},
+          {"kind", volume.kind},          {"identity", volume.identity},
+          {"bytes", volume.bytes},        {"logical_block_bytes", volume.logical_block_bytes},
+          {"mounts", volume.mounts},      {"holders", volume.holders},
+          {"content", volume.content},    {"in_use", volume.in_use},
+          {"abilities", volume.abilities}};
 }
 
 }  // namespace

@@ -77,7 +77,6 @@ Result<void> RunCore::renew_tracker() {
 
 void RunCore::begin_pass(PassKind kind) {
   auto& passes = record_.status.passes;
-  forget_regions();
   pass_clock_ = clock_.now();
   live_.pass_began = clock_.now();
   live_.copied_before = record_.status.bytes_copied;
@@ -98,7 +97,7 @@ bool RunCore::gather() {
     return false;
   }
   judge_suspects();
-  region_ = {};  // what was a hole may have been written since
+  forget_regions();
   volume_->note_collected(0, volume_->geometry().granule_count());
   live_.unreleased = true;
   live_.lost = live_.tracker->losses();

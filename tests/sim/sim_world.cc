@@ -36,7 +36,7 @@ void VolatileBytes::resize(std::size_t size) {
 }
 
 void VolatileBytes::flush() {
-  durable = current;
+  durable_ = current;
   unsynced_.clear();
 }
 
@@ -46,19 +46,19 @@ void VolatileBytes::lose_power(std::mt19937_64& random) {
     const auto fate = random() % 3;
     if (fate == 0) continue;
     if (fate == 1 || change.size) {
-      apply(durable, change);
+      apply(durable_, change);
       continue;
     }
     for (std::size_t at = 0; at < change.data.size(); at += sector_bytes) {
       if (random() % 2 == 0) continue;
       const std::size_t end = std::min(at + sector_bytes, change.data.size());
-      apply(durable, {change.offset + at,
-                      {change.data.begin() + std::ptrdiff_t(at), change.data.begin() + std::ptrdiff_t(end)},
-                      std::nullopt});
+      apply(durable_, {change.offset + at,
+                       {change.data.begin() + std::ptrdiff_t(at), change.data.begin() + std::ptrdiff_t(end)},
+                       std::nullopt});
     }
   }
   unsynced_.clear();
-  current = durable;
+  current = durable_;
 }
 
 void World::step() {

@@ -33,7 +33,7 @@ enum class CrashMode : std::uint8_t { kill, power };
 /// Bytes with a volatile cache before them.
 class VolatileBytes {
  public:
-  explicit VolatileBytes(std::size_t size = 0) : current(size), durable(size) {}
+  explicit VolatileBytes(std::size_t size = 0) : current(size), durable_(size) {}
 
   void write(std::size_t offset, std::vector<std::byte> data);
   void resize(std::size_t size);
@@ -51,7 +51,7 @@ class VolatileBytes {
   };
   static void apply(std::vector<std::byte>& bytes, const Change& change);
 
-  std::vector<std::byte> durable;
+  std::vector<std::byte> durable_;
   std::vector<Change> unsynced_;
 };
 

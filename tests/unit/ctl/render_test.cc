@@ -138,6 +138,19 @@ TEST(Check, tells_volumes_plan_and_findings) {
   EXPECT_EQ(text.find("nothing stands against it"), std::string::npos);
 }
 
+TEST(Check, tells_what_a_server_can) {
+  json report = check_report();
+  report["source"] = {{"path", "nbd://host/x"},
+                      {"resolved", "nbd:host:10809/x"},
+                      {"kind", "nbd"},
+                      {"bytes", 1048576},
+                      {"abilities", {"flushes", "not encrypted"}}};
+  const std::string text = render_check(report);
+  EXPECT_NE(text.find("source  nbd://host/x, NBD server, 1.0 MiB\n        flushes, not encrypted\n"),
+            std::string::npos)
+      << text;
+}
+
 TEST(Check, without_refusals_says_so) {
   json report = check_report();
   report["ok"] = true;

@@ -79,7 +79,8 @@ class FakeControl : public Control {
                                    {"mounts", {"/mnt"}},
                                    {"holders", {"dm-0"}},
                                    {"content", "ext4"},
-                                   {"in_use", true}};
+                                   {"in_use", true},
+                                   {"abilities", {"flushes"}}};
     const nlohmann::json findings = {{{"device", "/dev/b"}, {"message", "mounted"}}};
     return nlohmann::json{{"ok", false},
                           {"refusals", findings},
