@@ -45,7 +45,33 @@ bool has_option(const std::string& options, const std::string& wanted) {
   return ("," + options + ",").find("," + wanted + ",") != std::string::npos;
 }
 
-/// Swap files go on being written on a frozen filesystem (attack I).
+std::string refused_mount(const Mount& mount, const FreezeOptions& options) {
+  const std::string where = mount.type + " on " + mount.point;
+  if (auto why = unseen_writes_of(mount); !why.empty()) return why;
+  if (!can_be_frozen(mount.type))
+    return where + " cannot be frozen: give a --quiesce-cmd that unmounts it, and a --resume-cmd";
+  if (options.fence && !can_be_fenced(mount.type)) {
+    return where +
+           " cannot be fenced against its writers: give a --quiesce-cmd that stops them and unmounts it, "
+           "and a --resume-cmd";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string unseen_writes_of(const Mount& mount) {
+  const std::string where = mount.type + " on " + mount.point;
+  if (one_of(mount.type, {"gfs2", "ocfs2"})) return where + " is used by other machines too: stop it there";
+  if (has_option(mount.options, "dax") || has_option(mount.options, "dax=always"))
+    return where + " is mounted with dax: it is written past the device; mount it without";
+  // Files may be written so one by one.
+  if (may_use_dax(mount.superblock) && one_of(mount.type, {"ext4", "xfs"}) &&
+      !has_option(mount.options, "dax=never"))
+    return where + " may be written past the device: mount it with dax=never";
+  return "";
+}
+
 std::string swap_file_on(const std::vector<Mount>& mounts) {
   std::ifstream file("/proc/swaps");
   std::string line;
@@ -61,27 +87,6 @@ std::string swap_file_on(const std::vector<Mount>& mounts) {
   }
   return "";
 }
-
-std::string refused_mount(const Mount& mount, const FreezeOptions& options) {
-  const std::string where = mount.type + " on " + mount.point;
-  if (one_of(mount.type, {"gfs2", "ocfs2"})) return where + " is used by other machines too: stop it there";
-  if (has_option(mount.options, "dax") || has_option(mount.options, "dax=always"))
-    return where + " is mounted with dax: it is written past the device; mount it without";
-  // Files may be written so one by one.
-  if (may_use_dax(mount.superblock) && one_of(mount.type, {"ext4", "xfs"}) &&
-      !has_option(mount.options, "dax=never"))
-    return where + " may be written past the device: mount it with dax=never";
-  if (!can_be_frozen(mount.type))
-    return where + " cannot be frozen: give a --quiesce-cmd that unmounts it, and a --resume-cmd";
-  if (options.fence && !can_be_fenced(mount.type)) {
-    return where +
-           " cannot be fenced against its writers: give a --quiesce-cmd that stops them and unmounts it, "
-           "and a --resume-cmd";
-  }
-  return "";
-}
-
-}  // namespace
 
 FreezeOptions freeze_options_for(const RunRequest& request) {
   return {!request.quiesce_cmd.empty(), request.kind == RunKind::migrate};

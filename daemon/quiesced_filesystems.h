@@ -5,8 +5,10 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "daemon/messages/messages.h"
+#include "daemon/mounts.h"
 #include "daemon/quiesced_volume.h"
 #include "daemon/storage_stack.h"
 
@@ -17,6 +19,12 @@ struct FreezeOptions {
   bool fence = false;       ///< migrate: when it is handed over, they are shut down
 };
 FreezeOptions freeze_options_for(const RunRequest& request);
+
+/// Why writes of this filesystem's would not be seen; empty: they are.
+std::string unseen_writes_of(const Mount& mount);
+
+/// An active swap file; empty: none. They go on being written on a frozen filesystem (attack I).
+std::string swap_file_on(const std::vector<Mount>& mounts);
 
 /// What stands against quiescing this volume, now; empty: nothing. One line, what and what to do.
 std::string quiescing_refused(const std::string& path, const VolumeNode& source,

@@ -15,6 +15,7 @@
 #include "blockio/block_identity.h"
 #include "daemon/lvm.h"
 #include "daemon/mounts.h"
+#include "daemon/quiesced_filesystems.h"
 
 namespace blockferry {
 
@@ -149,13 +150,11 @@ void QuiescedMap::release_without_guard() {
 std::string suspending_refused(const VolumeNode& volume) {
   const VolumeUse use = settled_use_of(volume);
   if (!use.holders.empty() && use.holders.front() == "swap") return "it is in use as swap: swapoff it";
-  for (const auto& mount : mounts_above(volume)) {
-    const std::string options = "," + mount.options + ",";
-    const std::string where = mount.type + " on " + mount.point;
-    if (mount.type == "gfs2" || mount.type == "ocfs2")
-      return where + " is used by other machines too: stop it there";
-    if (options.find(",dax,") != std::string::npos || options.find(",dax=always,") != std::string::npos)
-      return where + " is mounted with dax: it is written past the device; mount it without";
+  const auto mounts = mounts_above(volume);
+  if (const std::string swap = swap_file_on(mounts); !swap.empty())
+    return "memory is swapped to " + swap + " on it, which would have to wait: swapoff it";
+  for (const auto& mount : mounts) {
+    if (auto why = unseen_writes_of(mount); !why.empty()) return why;
   }
   return "";
 }

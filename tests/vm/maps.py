@@ -69,7 +69,34 @@ class LogicalVolume:
         run("pvremove", "-q", "-y", "/dev/ram2", "/dev/ram3")
 
 
-KINDS = {"linear": LinearMap, "lvm": LogicalVolume}
+class MultipathMap:
+    """With one path, and another SCSI disk to go to."""
+
+    def __init__(self):
+        run("modprobe", "-a", "sd_mod", "dm_round_robin")
+        run("modprobe", "scsi_debug", f"dev_size_mb={MIB}", "per_host_store=1", "add_host=2")
+        disks = wait_until(lambda: len(names := sorted(disk.name for disk in Path("/sys/block").glob("sd*"))) == 2 and names,
+                           what="two disks")
+        self.old_disk, self.new_disk = disks
+        self.path, self.target = "/dev/mapper/moved", f"/dev/{self.new_disk}"
+        number = Path("/sys/block", self.old_disk, "dev").read_text().strip()
+        table = f"0 {sectors(MIB)} multipath 0 0 1 1 round-robin 0 1 1 {number} 1\n"
+        subprocess.run(["dmsetup", "create", "moved"], input=table, text=True, check=True)
+
+    def lies_on(self):
+        table = run("dmsetup", "table", "moved").split()
+        return next(disk for disk in (self.old_disk, self.new_disk)
+                    if Path("/sys/block", disk, "dev").read_text().strip() in table)
+
+    def check_books(self):
+        assert run("dmsetup", "table", "moved").split()[2] == "multipath"
+
+    def remove(self):
+        run("dmsetup", "remove", "--retry", "moved")
+        wait_until(lambda: subprocess.run(["modprobe", "-r", "scsi_debug"], check=False).returncode == 0, 20, "rmmod")
+
+
+KINDS = {"linear": LinearMap, "lvm": LogicalVolume, "multipath": MultipathMap}
 
 
 class Writer:

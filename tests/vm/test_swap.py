@@ -44,7 +44,8 @@ def migrate(ferryd, volume, *options):
 
 
 @pytest.mark.parametrize("kind, filesystem", [("linear", "ext4"), ("lvm", "xfs")] if ROUNDS == 1 else
-                         [(kind, filesystem) for kind in ("linear", "lvm") for filesystem in ("ext4", "xfs")] * ROUNDS)
+                         [*((kind, filesystem) for kind in ("linear", "lvm") for filesystem in ("ext4", "xfs")),
+                          ("multipath", "ext4")] * ROUNDS)
 def test_nobody_notices_the_swap_and_the_way_back(ferryd, in_use, kind, filesystem):
     volume = in_use(kind, filesystem)
     check = ferryd.ctl("check", "--handover", "dm-swap", volume.map.path, volume.map.target, "--json").json
@@ -147,7 +148,7 @@ def test_killed_at_every_step(ferryd, in_use, seed, way):
     chance = random.Random(seed)
     volume = in_use("lvm", "ext4")
     steps = [each for each in STEPS if way == "there" or each not in ("copying", "verifying")]
-    for name in chance.sample(steps, 2 if way == "there" else 1) if ROUNDS == 1 else steps * ROUNDS:
+    for name in [chance.choice(steps)] if ROUNDS == 1 else steps * ROUNDS:
         print(name)
         start_from(ferryd, volume, way)
         killer = Killer(ferryd, step(name, ferryd, volume, chance), name.endswith("both"))
