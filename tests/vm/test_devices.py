@@ -57,16 +57,17 @@ def clone_under_load(ferryd, volumes, disk, filesystem, options=None, **load):
             "--cutover-cmd", COMPARE, "--max-freeze", "120s", "--max-downtime", "10s"])
     assert "checksum" not in [each["kind"] for each in shown["passes"]], shown["tracker_losses"]
     assert len(shown["passes"]) > 1 and shown["verify"]["mismatches"] == 0
-    volume.check_target()
+    return volume
 
 
 def test_a_disk_with_two_paths(ferryd, volumes, multipath_head):
     """Writes are queued at the head, and end at a path: on the way they change their device."""
-    clone_under_load(ferryd, volumes, multipath_head, "ext4", direct_rate="2m")
+    clone_under_load(ferryd, volumes, multipath_head, "ext4", direct_rate="2m").check_target()
 
 
 def test_a_disk_that_is_written_in_zones(ferryd, volumes, zoned_disk):
-    """Where an append comes to lie is known when it has ended."""
+    """Where an append comes to lie is known when it has ended. The copy is what the source was; the filesystem on it needs
+    zones of the same size to be read, which the target has not."""
     clone_under_load(ferryd, volumes, zoned_disk, "btrfs", only_files=True)
 
 
@@ -86,4 +87,4 @@ def test_persistent_memory(ferryd, volumes, persistent_memory):
     result = ferryd.ctl("clone", persistent_memory, volumes.loop(64 * MiB), expect=4)
     assert "dax=never" in result.stderr
     run("umount", where)
-    clone_under_load(ferryd, volumes, persistent_memory, "ext4", options="dax=never", only_files=True)
+    clone_under_load(ferryd, volumes, persistent_memory, "ext4", options="dax=never", only_files=True).check_target()
