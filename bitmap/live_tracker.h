@@ -23,16 +23,20 @@ struct TrackerLosses {
   std::uint64_t ranges_unknown = 0;    ///< operations whose range could not be told
   std::uint64_t ends_unmatched = 0;    ///< writes that ended and were not seen to begin
   std::uint64_t programs_skipped = 0;  ///< by the kernel's own count
+  std::uint64_t interruptions = 0;     ///< the tracker was not there for a while
   /// No loss: the kernel sometimes hides a write's end from every program. Its record stood, and its range
   /// was marked once more when its memory served for another write.
   std::uint64_t ends_unseen = 0;
-  std::uint64_t count() const { return records_refused + ranges_unknown + ends_unmatched + programs_skipped; }
+  std::uint64_t count() const {
+    return records_refused + ranges_unknown + ends_unmatched + programs_skipped + interruptions;
+  }
   bool any() const { return count() > 0; }
   void add(const TrackerLosses& more) {
     records_refused += more.records_refused;
     ranges_unknown += more.ranges_unknown;
     ends_unmatched += more.ends_unmatched;
     programs_skipped += more.programs_skipped;
+    interruptions += more.interruptions;
     ends_unseen += more.ends_unseen;
   }
 };

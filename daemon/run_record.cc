@@ -175,7 +175,8 @@ json body_of(const RunRecord& record) {
       {"unfrozen", status.unfrozen},
       {"tracker_losses",
        {status.tracker_losses.records_refused, status.tracker_losses.ranges_unknown,
-        status.tracker_losses.ends_unmatched, status.tracker_losses.programs_skipped}},
+        status.tracker_losses.ends_unmatched, status.tracker_losses.programs_skipped,
+        status.tracker_losses.interruptions}},
       {"bad_ranges", ranges_to_json(status.bad_ranges)},
       {"restarts", status.restarts},
       {"io_engine", status.io_engine},
@@ -230,8 +231,9 @@ void read_progress(const json& body, RunStatus& status) {
   status.audited_granules = body.value("audited_granules", std::uint64_t(0));
   status.audit_misses = body.value("audit_misses", std::uint64_t(0));
   status.unfrozen = body.value("unfrozen", false);
-  const auto losses = body.value("tracker_losses", std::vector<std::uint64_t>(4));
-  status.tracker_losses = {losses.at(0), losses.at(1), losses.at(2), losses.at(3)};
+  auto losses = body.value("tracker_losses", std::vector<std::uint64_t>());
+  losses.resize(5);  // earlier versions knew fewer kinds
+  status.tracker_losses = {losses[0], losses[1], losses[2], losses[3], losses[4]};
   for (const auto& item : body.at("bad_ranges")) {
     status.bad_ranges.push_back(
         {item.at("offset").get<std::uint64_t>(), item.at("bytes").get<std::uint64_t>()});

@@ -45,7 +45,8 @@ json losses_to_json(const TrackerLosses& losses) {
   return {{"records_refused", losses.records_refused},
           {"ranges_unknown", losses.ranges_unknown},
           {"ends_unmatched", losses.ends_unmatched},
-          {"programs_skipped", losses.programs_skipped}};
+          {"programs_skipped", losses.programs_skipped},
+          {"interruptions", losses.interruptions}};
 }
 
 json moment_or_null(double wall_seconds) {

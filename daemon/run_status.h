@@ -67,6 +67,12 @@ struct RunStatus {
   std::vector<std::string> group;  ///< the runs that are cut over together, this one among them; mostly empty
   std::string mode = "full";
   std::string tracker = "none";
+  /// Its source is in use: tracked while it is copied, and cut over.
+  bool live() const { return tracker == "ebpf" || tracker == "qemu"; }
+  /// Handed over, its guest writes to the target at once.
+  bool moves_guest() const {
+    return tracker == "qemu" && request.kind == RunKind::migrate && request.handover != "cmd";
+  }
   std::string source_uri, source_identity;
   std::uint64_t source_bytes = 0;
   std::vector<TargetStatus> targets;

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bitmaps in QEMU as a tracker of live writes, against a QEMU that misbehaves where it is told to.
+#include "daemon/qemu_tracker.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/unit/daemon/fake_qemu.h"
+
+namespace blockferry {
+namespace {
+
+using fake_qemu::FakeQemu;
+using nlohmann::json;
+
+constexpr std::uint64_t granule = 4096;
+const std::vector<std::string> misbehaviour = {"error", "senseless", "cut", "close", "late", "wrong shape"};
+
+class QemuTrackerTest : public ::testing::Test {
+ protected:
+  std::shared_ptr<QemuDisk> new_disk() {
+    return std::make_shared<QemuDisk>(client, *parse_qemu_uri(qemu.uri()), "run", qemu.directory);
+  }
+
+  /// Reads the bitmap out of the fake, as NBD would give it.
+  ReadQemuBitmap reader() {
+    return [this](const std::string&, const std::string& bitmap, std::uint64_t,
+                  const std::function<void(ByteRange)>& found, Nanoseconds) -> Result<void> {
+      if (reading_fails) return fail(make_error(ErrorCode::io, "read", bitmap, "test"));
+      const std::lock_guard lock(qemu.mutex);
+      for (const auto& [offset, length] : qemu.bitmaps.at(bitmap).dirty) found({offset, length});
+      return {};
+    };
+  }
+
+  Result<std::unique_ptr<QemuTracker>> attach() { return QemuTracker::attach(new_disk(), granule, reader()); }
+  Result<std::unique_ptr<QemuTracker>> adopt() { return QemuTracker::adopt(new_disk(), granule, reader()); }
+
+  std::vector<std::uint64_t> collected(QemuTracker& tracker) {
+    ChangeBitmap dirty(qemu.bytes / granule);
+    const auto done = tracker.collect(dirty);
+    EXPECT_TRUE(done) << done.error().message();
+    std::vector<std::uint64_t> granules;
+    for (std::uint64_t i = 0; i < dirty.granule_count(); ++i) {
+      if (dirty.test(i)) granules.push_back(i);
+    }
+    return granules;
+  }
+
+  std::vector<std::string> bitmap_names() {
+    const std::lock_guard lock(qemu.mutex);
+    std::vector<std::string> names;
+    for (const auto& [name, bitmap] : qemu.bitmaps) names.push_back(name);
+    return names;
+  }
+
+  void misbehave(const std::string& command, const std::string& how) {
+    const std::lock_guard lock(qemu.mutex);
+    qemu.tricks[command] = [how](const json& request) -> std::string {
+      if (how == "error")
+        return json{{"id", request.at("id")}, {"error", {{"class", "GenericError"}, {"desc", "no, not now"}}}}
+            .dump();
+      if (how == "senseless") return "\x01\xff not JSON";
+      if (how == "cut") return R"({"return": {"a": )";
+      if (how == "close") return "close";
+      if (how == "wrong shape") return json{{"id", request.at("id")}, {"return", {{"x", 1}}}}.dump();
+      return "";  // late
+    };
+  }
+
+  void behave() {
+    const std::lock_guard lock(qemu.mutex);
+    qemu.tricks.clear();
+  }
+
+  FakeQemu qemu;
+  std::shared_ptr<QmpClient> client = std::make_shared<QmpClient>(
+      qemu.socket(), QmpPatience{std::chrono::milliseconds(200), std::chrono::milliseconds(100)});
+  bool reading_fails = false;
+};
+
+using Granules = std::vector<std::uint64_t>;
+using Names = std::vector<std::string>;
+
+TEST_F(QemuTrackerTest, BitmapsTakeTurnsAndGoOnlyWhenReleased) {
+  auto tracker = attach();
+  ASSERT_TRUE(tracker) << tracker.error().message();
+  qemu.write(0, 512);
+  qemu.write(8 * granule - 1, 2);
+  EXPECT_EQ(collected(**tracker), (Granules{0, 7, 8}));
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-0", "blockferry-run-1"}));
+  qemu.write(granule, granule);
+  EXPECT_EQ(collected(**tracker), (Granules{1})) << "the first ones were given already";
+  EXPECT_EQ(bitmap_names().size(), 3u) << "nothing may go before it is committed";
+  (*tracker)->release();
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-2"}));
+  EXPECT_TRUE(qemu.exports.empty());
+  EXPECT_FALSE((*tracker)->losses().any());
+}
+
+TEST_F(QemuTrackerTest, AnIdleGuestLeavesNoBitmapsBehind) {
+  auto tracker = attach();
+  ASSERT_TRUE(tracker);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(collected(**tracker).empty());
+  EXPECT_EQ(bitmap_names().size(), 1u);
+  EXPECT_EQ(qemu.count("block-export-add"), 0u) << "there was nothing to be read";
+}
+
+/// Invariant 4: what was not released is given again by whoever comes after a crash.
+TEST_F(QemuTrackerTest, WhatWasNotReleasedIsGivenAgain) {
+  {
+    auto tracker = attach();
+    ASSERT_TRUE(tracker);
+    qemu.write(0, granule);
+    EXPECT_EQ(collected(**tracker), (Granules{0}));
+    qemu.write(granule, granule);
+  }
+  auto again = adopt();
+  ASSERT_TRUE(again) << again.error().message();
+  qemu.write(2 * granule, granule);
+  EXPECT_EQ(collected(**again), (Granules{0, 1, 2}));
+  (*again)->release();
+  EXPECT_EQ(bitmap_names().size(), 1u);
+  EXPECT_FALSE((*again)->losses().any());
+}
+
+TEST_F(QemuTrackerTest, BitmapsThatAreNotAllThereAreNotTakenUp) {
+  EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "QEMU was started anew";
+  auto tracker = attach();
+  ASSERT_TRUE(tracker);
+  for (int i = 0; i < 2; ++i) {
+    qemu.write(0, granule);
+    collected(**tracker);
+  }
+  const auto bitmaps = qemu.bitmaps;
+  ASSERT_EQ(bitmaps.size(), 3u);
+  qemu.bitmaps.erase("blockferry-run-1");
+  EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "one of several is gone";
+  qemu.bitmaps = bitmaps;
+  qemu.bitmaps["blockferry-run-2"].recording = false;
+  EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "none records";
+  qemu.bitmaps = bitmaps;
+  qemu.bitmaps["blockferry-run-0"].inconsistent = true;
+  EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "one is not to be trusted";
+  qemu.bitmaps = bitmaps;
+  EXPECT_TRUE(adopt());
+}
+
+TEST_F(QemuTrackerTest, ABitmapThatWasTamperedWithIsALoss) {
+  for (const std::string how : {"removed", "disabled", "inconsistent"}) {
+    auto tracker = attach();
+    ASSERT_TRUE(tracker);
+    qemu.write(0, granule);
+    EXPECT_EQ(collected(**tracker).size(), 1u);
+    {
+      const std::lock_guard lock(qemu.mutex);
+      if (how == "removed") qemu.bitmaps.erase("blockferry-run-1");
+      if (how == "disabled") qemu.bitmaps["blockferry-run-1"].recording = false;
+      if (how == "inconsistent") qemu.bitmaps["blockferry-run-1"].inconsistent = true;
+    }
+    EXPECT_TRUE(collected(**tracker).empty());
+    EXPECT_EQ((*tracker)->losses().interruptions, 1u) << how;
+  }
+  auto anew = attach();
+  ASSERT_TRUE(anew);
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-0"})) << "what was left is gone";
+}
+
+TEST_F(QemuTrackerTest, ADiskThatIsAnotherNodeNowIsAnError) {
+  auto tracker = attach();
+  ASSERT_TRUE(tracker);
+  ChangeBitmap dirty(qemu.bytes / granule);
+  {
+    const std::lock_guard lock(qemu.mutex);
+    qemu.read_only = true;  // as a snapshot leaves it
+  }
+  const auto done = (*tracker)->collect(dirty);
+  ASSERT_FALSE(done);
+  EXPECT_NE(done.error().message().find("a snapshot has moved"), std::string::npos) << done.error().message();
+}
+
+/// At each step: a clear error, the guest left as it was, and no mark lost.
+TEST_F(QemuTrackerTest, AnyStepMayFailAndNothingIsLost) {
+  for (const std::string command :
+       {"query-block", "query-named-block-nodes", "transaction", "nbd-server-start", "block-export-add",
+        "block-export-del", "query-block-exports"}) {
+    for (const auto& how : misbehaviour) {
+      SCOPED_TRACE(command + ": " + how);
+      behave();
+      auto tracker = attach();
+      ASSERT_TRUE(tracker) << tracker.error().message();
+      qemu.write(3 * granule, granule);
+      misbehave(command, how);
+      ChangeBitmap dirty(qemu.bytes / granule);
+      const auto done = (*tracker)->collect(dirty);
+      const bool ignores =
+          how == "wrong shape" && (command == "transaction" || command == "nbd-server-start" ||
+                                   command == "block-export-add" || command == "block-export-del");
+      const bool removing = command == "block-export-del" && how != "close" && how != "late";
+      if (!ignores && !removing) {
+        ASSERT_FALSE(done) << "it was taken for an answer";
+        EXPECT_NE(done.error().message().find(qemu.socket()), std::string::npos) << done.error().message();
+      }
+      behave();
+      EXPECT_EQ(qemu.count("stop"), 0u);
+      auto again = adopt();
+      ASSERT_TRUE(again) << again.error().message();
+      EXPECT_EQ(collected(**again), (Granules{3}));
+      (*again)->release();
+    }
+  }
+}
+
+TEST_F(QemuTrackerTest, ABitmapThatCannotBeReadIsKept) {
+  auto tracker = attach();
+  ASSERT_TRUE(tracker);
+  qemu.write(0, granule);
+  reading_fails = true;
+  ChangeBitmap dirty(qemu.bytes / granule);
+  EXPECT_FALSE((*tracker)->collect(dirty));
+  EXPECT_TRUE(qemu.exports.empty()) << "the export is gone all the same";
+  reading_fails = false;
+  EXPECT_EQ(collected(**tracker), (Granules{0}));
+}
+
+TEST_F(QemuTrackerTest, AllThatARunAddedIsTakenAway) {
+  auto disk = new_disk();
+  ASSERT_TRUE(disk->export_source("disk"));
+  auto tracker = QemuTracker::attach(disk, granule, reader());
+  ASSERT_TRUE(tracker);
+  qemu.bitmaps["somebody-elses"] = {};
+  qemu.write(0, granule);
+  EXPECT_EQ(collected(**tracker), (Granules{0}));
+  ASSERT_TRUE(disk->remove_all());
+  EXPECT_EQ(bitmap_names(), (Names{"somebody-elses"}));
+  EXPECT_TRUE(qemu.exports.empty());
+}
+
+}  // namespace
+}  // namespace blockferry
