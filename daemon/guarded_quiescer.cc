@@ -96,10 +96,12 @@ Result<void> GuardedQuiescer::sync_ahead() {
 }
 
 Result<GuardAnswer> GuardedQuiescer::ask(GuardRequest request, Nanoseconds patience) {
+  for (const auto& volume : volumes_) volume->guard_talks(true);
   auto answer = guard_.ask(request, patience);
   if (!answer) {
     for (const auto& volume : volumes_) volume->release_without_guard();
   }
+  for (auto volume = volumes_.rbegin(); volume != volumes_.rend(); ++volume) (*volume)->guard_talks(false);
   return answer;
 }
 

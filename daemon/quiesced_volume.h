@@ -14,6 +14,9 @@ class QuiescedVolume {
  public:
   virtual ~QuiescedVolume() = default;
 
+  /// The guard is asked for something, or was: meanwhile nobody here uses what it may have to talk over.
+  virtual void guard_talks(bool /*begins*/) {}
+
   /// In the order in which they are to be taken.
   virtual std::vector<GuardHold> holds() const = 0;
   /// Writes out what is held back, so that taking the holds has little left to do.

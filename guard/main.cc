@@ -9,6 +9,7 @@
 
 #include "guard/guard.h"
 #include "guard/hardening.h"
+#include "guard/qemu_hold.h"
 #include "guard/shell_command.h"
 
 namespace blockferry {
@@ -31,6 +32,11 @@ std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
     return take(3, make_map_hold(std::atoi(words[1].c_str()), std::strtoull(words[2].c_str(), nullptr, 10),
                                  words[3]));
   if (is("record", 3)) return take(3, make_record_hold(words[2], words[3]));  // words[1]: a lock, kept open
+  if (is("guest", 1) || is("guest-for-good", 1))
+    return take(1, make_guest_hold(std::atoi(words[1].c_str()), kind == "guest-for-good"));
+  if (is("guest-disk", 3))
+    return take(3, make_guest_disk_hold(std::atoi(words[1].c_str()), words[2], words[3]));
+  if (is("guest-agent", 1)) return take(1, make_guest_agent_hold(std::atoi(words[1].c_str())));
   if (is("commands", 2)) return take(2, make_command_hold(words[1], words[2]));
   return nullptr;
 }
