@@ -373,6 +373,15 @@ Result<std::optional<std::size_t>> read_leading_options(const std::vector<std::s
 }  // namespace
 
 std::string absolute_path(const std::string& path) {
+  const std::string guest = "qemu:";
+  if (path.starts_with(guest) && path.find('?') != guest.size() && !path.starts_with(guest + "/")) {
+    std::string directory = absolute_path("");
+    for (std::size_t i = 0; i < directory.size(); ++i) {
+      if (directory[i] == '%' || directory[i] == '?')
+        directory.replace(i, 1, directory[i] == '%' ? "%25" : "%3F");
+    }
+    return guest + directory + path.substr(guest.size());
+  }
   if (path.starts_with("/") || is_uri(path)) return path;
   char directory[4096];
   if (::getcwd(directory, sizeof directory) == nullptr) return path;

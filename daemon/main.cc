@@ -4,6 +4,7 @@
 // Threads: this one (signals, watchdog), the API's, the manager's keeper, one a run, and one a commit of
 // durable state.
 #include <cstdio>
+#include <filesystem>
 
 #include <fcntl.h>
 #include <signal.h>
@@ -76,6 +77,7 @@ ManagerOptions manager_options(const Config& config) {
   options.tls_psk_file = config.tls_psk_file;
   options.memory_bytes_max = config.memory_bytes_max;
   options.io_engine = config.io_engine;
+  options.runtime_directory = std::filesystem::path(config.socket_path).parent_path();
   options.limits.checkpoint_interval = config.checkpoint_interval;
   options.limits.stall_warning = config.stall_warning;
   options.on_run_ended = log_ended;

@@ -11,7 +11,8 @@
 
 namespace blockferry {
 
-Manager::Manager(StateDirectory& state, const ManagerOptions& options) : state_(state), options_(options) {}
+Manager::Manager(StateDirectory& state, const ManagerOptions& options)
+    : state_(state), options_(options), qemu_(options.runtime_directory) {}
 
 Result<std::unique_ptr<Manager>> Manager::create(StateDirectory& state, const ManagerOptions& options) {
   std::unique_ptr<Manager> manager(new Manager(state, options));
@@ -93,7 +94,31 @@ void Manager::start() {
   keeper_ = std::thread([this] { keep(); });
 }
 
+/// Of runs that an earlier process ended, and did not come to clean up after.
+void Manager::clean_up_guests() {
+  std::vector<RunRecord> ended;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [id, entry] : entries_) {
+      const RunStatus& status = entry.record.status;
+      const bool over = run_state_ended(status.state) && status.state != RunState::failed;
+      const bool kept = status.request.keep && status.state == RunState::completed;
+      if (!entry.damaged && entry.record.tracked && status.tracker == "qemu" && over && !kept)
+        ended.push_back(entry.record);
+    }
+  }
+  for (auto& record : ended) {
+    qemu_.remove(record);
+    const std::lock_guard lock(mutex_);
+    const auto at = entries_.find(record.status.id);
+    if (at == entries_.end() || at->second.active) continue;
+    at->second.record.tracked = false;
+    static_cast<void>(save(at->second));  // else the next process does it again
+  }
+}
+
 void Manager::keep() {
+  clean_up_guests();
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     lock.unlock();
@@ -175,7 +200,7 @@ Result<std::shared_ptr<CutoverGroup>> Manager::group_of(const Entry& entry) {
     }
     members.push_back(at->second.record);
   }
-  auto group = make_cutover_group(*pins_, members);
+  auto group = make_cutover_group(live_sources(), members);
   kept = group;
   return group;
 }
@@ -197,7 +222,7 @@ void Manager::start_queued() {
       entry->record.status.error = group.error();
       continue;
     }
-    auto environment = make_real_environment(state_, buffers_, *pins_, options_.io_engine,
+    auto environment = make_real_environment(state_, buffers_, live_sources(), options_.io_engine,
                                              entry->after_restart, std::move(*group));
     RunLimits limits = options_.limits;
     limits.metrics = &metrics_;

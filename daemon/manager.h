@@ -20,6 +20,8 @@
 #include "daemon/cutover_group.h"
 #include "daemon/metrics.h"
 #include "daemon/preflight.h"
+#include "daemon/qemu_sources.h"
+#include "daemon/real_environment.h"
 #include "daemon/run.h"
 #include "daemon/run_record.h"
 #include "daemon/tracker_pins.h"
@@ -31,6 +33,7 @@ struct ManagerOptions {
   unsigned runs_max = 16;                      ///< at once; others wait their turn
   std::uint64_t memory_bytes_max = 512 * MiB;  ///< of all runs' buffers; one run always may start
   IoEngine io_engine = IoEngine::automatic;
+  std::string runtime_directory = "/run/blockferry";  ///< for sockets
   RunLimits limits;
   std::function<void(const RunStatus&)> on_run_ended;  ///< for the log; on the keeper's thread
 };
@@ -76,7 +79,9 @@ class Manager : public Control {
   Manager(StateDirectory& state, const ManagerOptions& options);
   Result<void> load();
   void remove_orphans();
+  LiveSources live_sources() { return {*pins_, qemu_}; }
   void keep();
+  void clean_up_guests();
   void start_queued();
   void start_due_syncs();
   void take_back_finished();
@@ -116,6 +121,7 @@ class Manager : public Control {
   BufferPool buffers_;
   std::unique_ptr<TrackerPins> pins_;  ///< made by load()
   const ManagerOptions options_;
+  QemuSources qemu_;
   Metrics metrics_;
 
   std::mutex mutex_;

@@ -137,7 +137,7 @@ Result<json> Manager::create_group(const std::vector<RunRequest>& requests) {
   std::vector<RunRequest> live = requests;
   for (auto& request : live) {
     if (request.mode == RunMode::automatic) request.mode = RunMode::hybrid;
-    if (request.handover.empty()) request.handover = "fs";
+    if (request.handover.empty() && !is_qemu_uri(request.source)) request.handover = "fs";
     if (request.handover == "dm-swap") {
       return fail(make_error(ErrorCode::invalid_argument, "cut over together", request.source,
                              "--handover dm-swap swaps one volume at a time"));

@@ -182,7 +182,7 @@ Result<json> Manager::command_ended_runs(const std::vector<std::string>& ids, co
       requests.push_back(status.request);
       requests.back().overwrite = true;
       // A live run stays one, also when nobody uses its source at the moment.
-      requests.back().mode = status.tracker == "ebpf" ? RunMode::hybrid : RunMode::automatic;
+      requests.back().mode = status.live() ? RunMode::hybrid : RunMode::automatic;
     }
   }
   std::unique_lock<std::mutex> lock;
@@ -238,9 +238,9 @@ Result<void> Manager::may_run_again(const Entry& entry, RunVerb verb) {
 /// Whether the verb makes sense for this run at all.
 Result<void> Manager::serves(const Entry& entry, RunVerb verb) {
   const RunStatus status = entry.status();
-  if (is_cutover(verb) && status.tracker != "ebpf")
+  if (is_cutover(verb) && !status.live())
     return fail(conflict(status, verb, "its source is not live, so there is nothing to hand over"));
-  if (verb == RunVerb::sync_unfrozen && status.tracker != "ebpf")
+  if (verb == RunVerb::sync_unfrozen && !status.live())
     return fail(conflict(status, verb, "its source is not live, so nothing is frozen: a plain sync does"));
   if (settles_swap(verb) && !status.swapped) return fail(conflict(status, verb, "its volume is not swapped"));
   if (status.swapped && !serves_swapped(verb)) {
@@ -362,7 +362,7 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
     record.target_stamps.assign(status.targets.size(), std::nullopt);
   } else {
     // A tracker that was kept knows what changed; where it is gone, the run compares by itself.
-    const bool kept = status.tracker == "ebpf" && status.request.keep;
+    const bool kept = status.live() && status.request.keep;
     record.phase = kept ? RunPhase::copying : RunPhase::collecting;
     record.suspect = !kept;
     record.cut_over = false;
@@ -395,7 +395,7 @@ Result<json> Manager::change_run(const std::string& run, const RunChange& change
   if (!at) return fail(at.error());
   Entry& entry = (*at)->second;
   if (entry.damaged) return fail(*entry.record.status.error);
-  if (change.max_downtime_ms && entry.record.status.tracker != "ebpf") {
+  if (change.max_downtime_ms && !entry.record.status.live()) {
     return fail(make_error(ErrorCode::conflict, "set", "run " + entry.record.status.id,
                            "--max-downtime needs a live source, and this run's is not"));
   }
@@ -418,7 +418,7 @@ Result<json> Manager::change_run(const std::string& run, const RunChange& change
 
 Result<json> Manager::forget_run(const std::string& run) {
   take_back_finished();
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const auto at = find(run);
   if (!at) return fail(at.error());
   const Entry& entry = (*at)->second;
@@ -433,8 +433,11 @@ Result<json> Manager::forget_run(const std::string& run) {
   }
   const json last = to_json(entry.record.status);
   if (auto done = state_.remove(record_file_name((*at)->first)); !done) return fail(done.error());
+  const RunRecord forgotten = entry.record;
   entries_.erase(*at);
   remove_orphans();
+  lock.unlock();
+  if (forgotten.status.tracker == "qemu") qemu_.remove(forgotten);
   return last;
 }
 

@@ -76,8 +76,10 @@ bool Preflight::wants_live(const Examined& source) const {
 
 void Preflight::check_options() {
   const std::string& source = request_.source;
-  if (request_.tracker == TrackerChoice::qemu) refuse(source, "--tracker qemu needs a source in QEMU");
-  if (request_.handover == "qemu") refuse(source, "--handover qemu is not built yet");
+  const bool guest = is_qemu_uri(source);
+  if (request_.tracker == TrackerChoice::qemu && !guest)
+    refuse(source, "--tracker qemu needs a source in QEMU: qemu:/PATH/TO/QMP-SOCKET?node=NODE");
+  if (request_.handover == "qemu" && !guest) refuse(source, "--handover qemu needs a source in QEMU");
   if (request_.handover == "dm-swap" && request_.kind != RunKind::migrate)
     refuse(source, "--handover dm-swap moves the volume: it goes with migrate");
   if (request_.sync_every_ms != 0 && !request_.keep)
@@ -110,6 +112,7 @@ bool Preflight::examine(const std::string& path, Examined& examined, bool as_tar
   PreflightVolume& volume = examined.volume;
   volume.path = path;
   if (is_nbd_uri(path)) return examine_nbd(path, examined, as_target);
+  if (is_qemu_uri(path)) return examine_qemu(path, examined, as_target);
   volume.resolved = resolve(path);
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) {
@@ -164,6 +167,7 @@ void Preflight::check_source(const Examined& source) {
   const std::string& path = source.volume.path;
   check_granule(source.volume);
   if (source.volume.kind == "nbd") return check_nbd_source(source);
+  if (source.volume.kind == "qemu") return check_qemu_source(source);
   if (source.volume.kind == "block" && source.volume.bytes == 0)
     return refuse(path, "the device is empty: it has no medium");
   check_source_readable(source);
@@ -230,6 +234,7 @@ void Preflight::check_target(const Examined& target, const Examined& source) {
   if (volume.kind == "missing") return check_new_file(target, source);
   if (volume.resolved == source.volume.resolved)
     return refuse(volume.path, "it is the source itself (" + source.volume.path + ")");
+  if (source.volume.kind == "qemu") check_target_of_guest(target);
   if (volume.kind == "nbd") {
     check_nbd_target(target);
     check_granule(volume);
@@ -424,7 +429,7 @@ PreflightReport Preflight::run() {
     earlier.push_back(std::move(target));
   }
   // A swapped volume keeps all of its names.
-  if (source_known && source.volume.kind != "nbd" && !report_.swap)
+  if (source_known && source.local() && !report_.swap)
     report_.references = references_to(request_.source, source.node);
   return report_;
 }
@@ -443,8 +448,12 @@ std::optional<Error> check_arguments(const RunRequest& request) {
       if (auto uri = parse_nbd_uri(path); !uri) return uri.error();
       continue;
     }
-    if (path.find("://") != std::string::npos || path.starts_with("qemu:"))
-      return invalid(path, "of URIs, nbd://, nbds://, nbd+unix:// and nbds+unix:// are known");
+    if (is_qemu_uri(path)) {
+      if (auto uri = parse_qemu_uri(path); !uri) return uri.error();
+      continue;
+    }
+    if (path.find("://") != std::string::npos)
+      return invalid(path, "of URIs, qemu:, nbd://, nbds://, nbd+unix:// and nbds+unix:// are known");
     if (path.find('\0') != std::string::npos) return invalid(path, "a path holds no NUL byte");
     if (!path.starts_with("/")) return invalid(path, "an absolute path is needed");
   }

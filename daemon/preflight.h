@@ -44,9 +44,9 @@ struct PreflightReport {
   /// What refers to the source's disk by name: fstab and crypttab lines, LVM, multipath, by-id links, UUIDs
   /// the clone doubles.
   std::vector<PreflightFinding> references;
-  std::string mode;              ///< "full", "incremental", "hybrid": what it would be
-  std::string tracker;           ///< "ebpf", "checksum" or "none": what would serve
-  std::string handover;          ///< of a live source, by migrate: "dm-swap", "fs" or "cmd"; else empty
+  std::string mode;      ///< "full", "incremental", "hybrid": what it would be
+  std::string tracker;   ///< "ebpf", "checksum" or "none": what would serve
+  std::string handover;  ///< of a live source, by migrate: "dm-swap", "fs", "qemu" or "cmd"; else empty
   std::optional<SwapPlan> swap;  ///< of "dm-swap"
 };
 

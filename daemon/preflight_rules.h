@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The rules of preflight.h, shared by the files that hold them: preflight.cc (devices and files) and
-// preflight_nbd.cc (volumes behind NBD servers).
+// preflight_nbd.cc (volumes behind NBD servers), preflight_qemu.cc (disks of guests).
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "blockio/nbd_connection.h"
 #include "daemon/preflight.h"
+#include "daemon/qemu_node.h"
 #include "daemon/storage_stack.h"
 #include "daemon/volume_content.h"
 
@@ -22,6 +24,11 @@ struct Examined {
   VolumeContent content;
   std::uint32_t table_sector_bytes = 0;  ///< what its partition table counts in; 0: it has none
   NbdExport nbd;                         ///< of kind "nbd"
+  // Of kind "qemu":
+  std::shared_ptr<QmpClient> client;
+  QemuNode guest_node;
+
+  bool local() const { return volume.kind != "nbd" && volume.kind != "qemu"; }
 };
 
 class Preflight {
@@ -64,6 +71,11 @@ class Preflight {
   void check_nbd_source(const Examined& source);
   void check_nbd_target(const Examined& target);
   void check_granule(const PreflightVolume& volume);
+
+  // preflight_qemu.cc
+  bool examine_qemu(const std::string& text, Examined& examined, bool as_target);
+  void check_qemu_source(const Examined& source);
+  void check_target_of_guest(const Examined& target);
 
   const RunRequest& request_;
   const std::vector<VolumeInUse>& in_use_;

@@ -29,11 +29,11 @@ class ThreadTask : public BackgroundTask {
 
 class RealEnvironment : public RunEnvironment {
  public:
-  RealEnvironment(StateDirectory& state, BufferPool& buffers, TrackerPins& pins, IoEngine engine,
+  RealEnvironment(StateDirectory& state, BufferPool& buffers, LiveSources sources, IoEngine engine,
                   bool after_restart, std::shared_ptr<CutoverGroup> group)
       : state_(state),
         buffers_(buffers),
-        pins_(pins),
+        sources_(sources),
         engine_(engine),
         after_restart_(after_restart),
         group_(std::move(group)) {}
@@ -46,14 +46,20 @@ class RealEnvironment : public RunEnvironment {
   BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
   Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) override {
-    return pins_.adopt(record);
+    return trackers_of(record).adopt(record);
   }
   Result<std::unique_ptr<LiveTracker>> attach_tracker(const RunRecord& record) override {
-    return pins_.attach(record);
+    return trackers_of(record).attach(record);
   }
-  void remove_tracker(const RunRecord& record) override { pins_.remove(record); }
+  void remove_tracker(const RunRecord& record) override {
+    trackers_of(record).remove(record);
+    sources_.pins.remove(record);  // a guest's mark of a hand-over is there, too
+  }
   std::optional<bool> handed_over(const RunRecord& record) override {
-    return record.swap ? swap_came_to_pass(record) : pins_.handed_over(record);
+    if (record.swap) return swap_came_to_pass(record);
+    // QEMU knows better than any mark which disk its guest has.
+    return record.status.moves_guest() ? sources_.qemu.handed_over(record)
+                                       : sources_.pins.handed_over(record);
   }
   Result<void> settle_swap(const RunRecord& record) override { return blockferry::settle_swap(record); }
   Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
@@ -63,6 +69,10 @@ class RealEnvironment : public RunEnvironment {
   }
 
  private:
+  Trackers& trackers_of(const RunRecord& record) {
+    if (record.status.tracker == "qemu") return sources_.qemu;
+    return sources_.pins;
+  }
   Result<std::unique_ptr<Device>> open_source(FileQueue& queue, const RunRecord& record) const;
   Result<std::unique_ptr<Device>> open_target(FileQueue& queue, const RunRecord& record,
                                               const std::string& uri) const;
@@ -71,7 +81,7 @@ class RealEnvironment : public RunEnvironment {
 
   StateDirectory& state_;
   BufferPool& buffers_;
-  TrackerPins& pins_;
+  const LiveSources sources_;
   const IoEngine engine_;
   const bool after_restart_;
   const std::shared_ptr<CutoverGroup> group_;  ///< may be null
@@ -97,10 +107,10 @@ Result<std::unique_ptr<Device>> RealEnvironment::open_source(FileQueue& queue,
                                                              const RunRecord& record) const {
   const std::string& uri = record.status.source_uri;
   if (is_nbd_uri(uri)) return open_nbd(queue, record, uri, DeviceRole::source);
+  if (is_qemu_uri(uri)) return sources_.qemu.open(queue, record, busy_wait(after_restart_));
   FileDeviceOptions options;
   options.role = DeviceRole::source;
-  options.shared =
-      record.status.tracker == "ebpf" || (record.status.tracker == "none" && record.status.request.force);
+  options.shared = record.status.live() || (record.status.tracker == "none" && record.status.request.force);
   options.busy_wait = busy_wait(after_restart_);
   if (swap_ != nullptr) options.stands_for = uri;
   return open_file_device(queue, swap_ != nullptr ? swap_->source() : uri, options);
@@ -133,7 +143,7 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   RunDevices devices;
   devices.io_engine = (*queue)->name();
   if (record.swap) {
-    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(pins_, record);
+    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(sources_.pins, record);
     if (auto done = swap_->open(record); !done) return fail(done.error());
   }
   if (!record.verify_only) {
@@ -153,9 +163,15 @@ Result<RunDevices> RealEnvironment::open_devices(const RunRecord& record) {
   return devices;
 }
 
+Result<std::unique_ptr<QuiescedVolume>> open_quiesced(QemuSources& qemu, const RunRecord& record) {
+  const RunStatus& status = record.status;
+  if (status.tracker == "qemu") return qemu.quiesced(record);
+  if (record.swap) return open_quiesced_map(status.source_uri, *record.swap, status.swapped, status.id);
+  return open_quiesced_filesystems(status.source_uri, freeze_options_for(status.request));
+}
+
 /// One quiescer for all these volumes. Its commands are told of each, in order.
-Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
-                                                    const std::vector<RunRecord>& members) {
+Result<std::unique_ptr<Quiescer>> make_quiescer_for(LiveSources live, const std::vector<RunRecord>& members) {
   const RunRequest& request = members.front().status.request;
   QuiescerOptions options;
   options.quiesce_cmd = request.quiesce_cmd;
@@ -165,8 +181,7 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
   std::string runs, sources, targets;
   for (const auto& member : members) {
     const RunStatus& status = member.status;
-    auto volume = member.swap ? open_quiesced_map(status.source_uri, *member.swap, status.swapped, status.id)
-                              : open_quiesced_filesystems(status.source_uri, freeze_options_for(request));
+    auto volume = open_quiesced(live.qemu, member);
     if (!volume) return fail(volume.error());
     volumes.push_back(std::move(*volume));
     const std::string space = runs.empty() ? "" : " ";
@@ -179,7 +194,7 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
   options.environment = {"BLOCKFERRY_RUN=" + runs, "BLOCKFERRY_SOURCE=" + sources,
                          "BLOCKFERRY_TARGET=" + targets};
   if (request.kind == RunKind::migrate || !options.cutover_cmd.empty()) {
-    auto directory = pins.make_mark_directory(members.front());
+    auto directory = live.pins.make_mark_directory(members.front());
     if (!directory) return fail(directory.error());
     options.mark_directory = std::move(*directory);
   }
@@ -188,7 +203,7 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(TrackerPins& pins,
 
 Result<std::unique_ptr<Quiescer>> RealEnvironment::make_quiescer(const RunRecord& record, bool rehearsal) {
   if (group_ != nullptr) return group_->join(record.status.id, rehearsal);
-  return make_quiescer_for(pins_, {record});
+  return make_quiescer_for(sources_, {record});
 }
 
 std::string RealEnvironment::cutover_waits_for(const RunRecord& record, bool ready) {
@@ -200,17 +215,18 @@ std::string RealEnvironment::cutover_waits_for(const RunRecord& record, bool rea
 }  // namespace
 
 std::unique_ptr<RunEnvironment> make_real_environment(StateDirectory& state, BufferPool& buffers,
-                                                      TrackerPins& pins, IoEngine engine, bool after_restart,
+                                                      LiveSources sources, IoEngine engine,
+                                                      bool after_restart,
                                                       std::shared_ptr<CutoverGroup> group) {
-  return std::make_unique<RealEnvironment>(state, buffers, pins, engine, after_restart, std::move(group));
+  return std::make_unique<RealEnvironment>(state, buffers, sources, engine, after_restart, std::move(group));
 }
 
-std::shared_ptr<CutoverGroup> make_cutover_group(TrackerPins& pins, const std::vector<RunRecord>& members) {
+std::shared_ptr<CutoverGroup> make_cutover_group(LiveSources sources, const std::vector<RunRecord>& members) {
   std::vector<std::string> names;
   names.reserve(members.size());
   for (const auto& member : members) names.push_back(member.status.id);
   return std::make_shared<CutoverGroup>(std::move(names), system_clock(),
-                                        [&pins, members] { return make_quiescer_for(pins, members); });
+                                        [sources, members] { return make_quiescer_for(sources, members); });
 }
 
 }  // namespace blockferry

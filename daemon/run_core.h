@@ -68,7 +68,7 @@ class RunCore {
 
   /// Nothing to do until it is asked: paused and quiet.
   bool idle() const;
-  bool live() const { return record_.status.tracker == "ebpf" && !record_.verify_only; }
+  bool live() const { return record_.status.live() && !record_.verify_only; }
   /// It has ended or stopped; status() is final and, unless draining(), the devices are released.
   bool finished() const { return finished_; }
   /// Finished, but the kernel still holds requests of a device that hangs: step() until false.
@@ -160,6 +160,7 @@ class RunCore {
 
   // run_cutover.cc
   bool hands_over() const;
+  bool target_is_used_at_once() const;
   bool quiesced() const;
   void begin_cutover();
   void go_on_with_cutover(std::uint64_t dirty, std::uint64_t dirty_before);

@@ -38,6 +38,11 @@ bool RunCore::hands_over() const {
   return record_.status.request.kind == RunKind::migrate || !record_.status.request.cutover_cmd.empty();
 }
 
+/// Somebody uses the target from the hand-over on: nobody can compare it with its checksums then.
+bool RunCore::target_is_used_at_once() const {
+  return !record_.status.request.cutover_cmd.empty() || record_.status.moves_guest();
+}
+
 bool RunCore::quiesced() const {
   return cutover_.stage >= CutoverStage::freezing;
 }
@@ -255,7 +260,7 @@ void RunCore::release_source() {
   cutover_.stage = CutoverStage::awaiting;
   const bool handing_over = hands_over() && !cutover_.rehearsal;
   if (!all_at(CutoverStep::copied)) return;
-  if (handing_over && !record_.status.request.cutover_cmd.empty()) release_targets();
+  if (handing_over && target_is_used_at_once()) release_targets();
   if (!all_at(CutoverStep::targets_closed)) return;
   cutover_.stage = CutoverStage::releasing;
   Quiescer& quiescer = *cutover_.quiescer;
@@ -268,7 +273,7 @@ void RunCore::release_source() {
   });
 }
 
-/// The command wants to use the targets: nothing of them may be held.
+/// The command, or the guest, wants to use the targets: nothing of them may be held.
 void RunCore::release_targets() {
   if (targets_released_) return;
   for (std::size_t i = 0; i < devices_.targets.size(); ++i) engine_->drop_target(i);

@@ -144,12 +144,13 @@ bool RunCore::waits_for_user() const {
   return request.max_passes != 0 && live_.passes >= request.max_passes && !converged();
 }
 
-/// A cutover command or a swap puts the target to use, which nobody can compare with its checksums then: so
-/// before. Before any hand-over, too, where a write that a broken connection carried may have landed late.
+/// A cutover command, a guest or a swap puts the target to use, which nobody can compare with its checksums
+/// then: so before. Before any hand-over, too, where a write that a broken connection carried may have landed
+/// late.
 bool RunCore::must_verify_ahead() {
   const RunRequest& request = record_.status.request;
   if (hands_over() && doubts() > doubts_verified_) return true;
-  const bool used = !request.cutover_cmd.empty() || (swaps() && !swapped());
+  const bool used = target_is_used_at_once() || (swaps() && !swapped());
   return request.verify && used && !live_.verified_ahead && (live_.cutover_asked || !live_.rehearsal_asked);
 }
 
@@ -236,7 +237,7 @@ bool RunCore::resting() {
 
 /// The tracker is of no use any more; nothing is tracked from now on.
 void RunCore::end_tracking() {
-  if (record_.status.tracker != "ebpf") return;
+  if (!record_.status.live()) return;
   live_.tracker.reset();
   live_.unreleased = live_.releasing = false;
   environment_.remove_tracker(record_);

@@ -141,8 +141,11 @@ std::string TrackerPins::mark_directory_of(const RunRecord& record) const {
 
 Result<std::string> TrackerPins::make_mark_directory(const RunRecord& record) {
   const std::string directory = mark_directory_of(record);
-  if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST)
-    return fail(error_from_errno(errno, "make", directory));
+  // Of a volume that is tracked elsewhere nothing was pinned before.
+  for (const auto& each : {fs::path(directory_).parent_path().string(), directory_, directory}) {
+    if (::mkdir(each.c_str(), 0700) != 0 && errno != EEXIST)
+      return fail(error_from_errno(errno, "make", each));
+  }
   return directory;
 }
 
@@ -150,7 +153,7 @@ void TrackerPins::forget_hand_over(const RunRecord& record) {
   ::rmdir((mark_directory_of(record) + "/" + guard_mark).c_str());
 }
 
-std::optional<bool> TrackerPins::handed_over(const RunRecord& record) const {
+std::optional<bool> TrackerPins::handed_over(const RunRecord& record) {
   const std::string directory = mark_directory_of(record);
   if (::access(directory.c_str(), F_OK) != 0) return std::nullopt;
   return ::access((directory + "/" + guard_mark).c_str(), F_OK) == 0;

@@ -9,23 +9,22 @@
 #include <set>
 #include <string>
 
-#include "bitmap/live_tracker.h"
 #include "bitmap/storage.h"
-#include "daemon/run_record.h"
+#include "daemon/trackers.h"
 
 namespace blockferry {
 
 /// Why no source in use can be tracked on this machine; empty: it can. Looked into until it can.
 std::string live_tracking_missing();
 
-class TrackerPins {
+class TrackerPins : public Trackers {
  public:
   /// The state directory's name in the bpf filesystem is made on first use, and kept in the directory.
   static Result<std::unique_ptr<TrackerPins>> create(StateDirectory& state);
 
-  Result<std::unique_ptr<LiveTracker>> attach(const RunRecord& record);
-  Result<std::unique_ptr<LiveTracker>> adopt(const RunRecord& record);
-  void remove(const RunRecord& record);
+  Result<std::unique_ptr<LiveTracker>> attach(const RunRecord& record) override;
+  Result<std::unique_ptr<LiveTracker>> adopt(const RunRecord& record) override;
+  void remove(const RunRecord& record) override;
   /// What no run needs any more.
   void remove_all_but(const std::set<std::string>& names);
   /// Of maps that ferryd makes for its runs: "blockferry-STATE-RUN-old".
@@ -36,7 +35,7 @@ class TrackerPins {
   /// together, so that it is marked for all at once.
   Result<std::string> make_mark_directory(const RunRecord& record);
   /// Nothing: that place is gone.
-  std::optional<bool> handed_over(const RunRecord& record) const;
+  std::optional<bool> handed_over(const RunRecord& record) override;
   /// Precondition: the records of all that were handed over together say so.
   void forget_hand_over(const RunRecord& record);
   /// The directory's name that a group's marks are kept in, for remove_all_but.

@@ -203,6 +203,7 @@ class MemberReader {
 bool is_absolute_path_or_uri(const std::string& text) {
   if (text.empty()) return false;
   if (text.front() == '/') return true;
+  if (text.starts_with("qemu:/")) return true;
   const auto colon = text.find("://");
   if (colon == std::string::npos || colon == 0) return false;
   return std::all_of(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(colon), [](unsigned char c) {

@@ -3,5 +3,5 @@
 import pytest
 
 # So that a failing assertion in here shows its values, as in the tests themselves.
-for module in ("compare", "ferryd", "refusals", "volumes", "waiting"):
+for module in ("compare", "ferryd", "guest", "refusals", "volumes", "waiting"):
     pytest.register_assert_rewrite(f"harness.{module}")

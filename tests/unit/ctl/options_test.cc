@@ -141,7 +141,8 @@ TEST(Options, paths_become_absolute_and_nothing_else) {
   EXPECT_EQ(absolute_path("./a://b"), here + "/./a://b");
   EXPECT_EQ(absolute_path("nbd://host/export"), "nbd://host/export");
   EXPECT_EQ(absolute_path("nbd+unix:///x?socket=/s"), "nbd+unix:///x?socket=/s");
-  EXPECT_EQ(absolute_path("qemu:vm1/disk0"), "qemu:vm1/disk0");
+  EXPECT_EQ(absolute_path("qemu:/run/vm1?node=a"), "qemu:/run/vm1?node=a");
+  EXPECT_EQ(absolute_path("qemu:vm1/qmp?node=a"), "qemu:" + absolute_path("vm1/qmp") + "?node=a");
   EXPECT_EQ(parsed({"check", "a", "b"}).request.source, here + "/a");
 }
 

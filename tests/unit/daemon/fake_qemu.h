@@ -72,11 +72,27 @@ class FakeQemu {
     }
   }
 
+  /// The only way to look at what follows, or to change it: it is the server's thread's as well.
+  template <typename Action>
+  auto locked(Action&& action) {
+    const std::lock_guard lock(mutex);
+    return action();
+  }
+  void play(const std::string& command, Trick trick) {
+    locked([&] { tricks[command] = std::move(trick); });
+  }
+  void behave() {
+    locked([&] { tricks.clear(); });
+  }
+  bool runs() {
+    return locked([&] { return running; });
+  }
+
   std::string directory;
-  std::mutex mutex;  ///< guards all of these
+  std::mutex mutex;
   std::map<std::string, Bitmap> bitmaps;
   std::vector<std::string> exports;
-  std::map<std::string, Trick> tricks;  ///< by command, "greeting" among them
+  std::map<std::string, Trick> tricks;  ///< by command
   std::string node = "disk", drive = "disk", greeting = R"({"QMP":{"version":{},"capabilities":[]}})";
   std::uint64_t bytes = 1 << 20;
   bool running = true, read_only = false, storage_daemon = false, server = false;

@@ -54,8 +54,7 @@ class QemuTrackerTest : public ::testing::Test {
   }
 
   void misbehave(const std::string& command, const std::string& how) {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks[command] = [how](const json& request) -> std::string {
+    qemu.play(command, [how](const json& request) -> std::string {
       if (how == "error")
         return json{{"id", request.at("id")}, {"error", {{"class", "GenericError"}, {"desc", "no, not now"}}}}
             .dump();
@@ -64,17 +63,16 @@ class QemuTrackerTest : public ::testing::Test {
       if (how == "close") return "close";
       if (how == "wrong shape") return json{{"id", request.at("id")}, {"return", {{"x", 1}}}}.dump();
       return "";  // late
-    };
+    });
   }
 
-  void behave() {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks.clear();
+  std::size_t exports() {
+    return qemu.locked([&] { return qemu.exports.size(); });
   }
 
   FakeQemu qemu;
   std::shared_ptr<QmpClient> client = std::make_shared<QmpClient>(
-      qemu.socket(), QmpPatience{std::chrono::milliseconds(200), std::chrono::milliseconds(100)});
+      qemu.socket(), QmpPatience{std::chrono::milliseconds(1000), std::chrono::milliseconds(300)});
   bool reading_fails = false;
 };
 
@@ -93,7 +91,7 @@ TEST_F(QemuTrackerTest, BitmapsTakeTurnsAndGoOnlyWhenReleased) {
   EXPECT_EQ(bitmap_names().size(), 3u) << "nothing may go before it is committed";
   (*tracker)->release();
   EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-2"}));
-  EXPECT_TRUE(qemu.exports.empty());
+  EXPECT_EQ(exports(), 0u);
   EXPECT_FALSE((*tracker)->losses().any());
 }
 
@@ -131,17 +129,21 @@ TEST_F(QemuTrackerTest, BitmapsThatAreNotAllThereAreNotTakenUp) {
     qemu.write(0, granule);
     collected(**tracker);
   }
-  const auto bitmaps = qemu.bitmaps;
+  const auto bitmaps = qemu.locked([&] { return qemu.bitmaps; });
   ASSERT_EQ(bitmaps.size(), 3u);
-  qemu.bitmaps.erase("blockferry-run-1");
+  qemu.locked([&] { qemu.bitmaps.erase("blockferry-run-1"); });
   EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "one of several is gone";
-  qemu.bitmaps = bitmaps;
-  qemu.bitmaps["blockferry-run-2"].recording = false;
+  const auto set = [&](const std::string& name, bool fake_qemu::Bitmap::*member, bool value) {
+    qemu.locked([&] {
+      qemu.bitmaps = bitmaps;
+      qemu.bitmaps[name].*member = value;
+    });
+  };
+  set("blockferry-run-2", &fake_qemu::Bitmap::recording, false);
   EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "none records";
-  qemu.bitmaps = bitmaps;
-  qemu.bitmaps["blockferry-run-0"].inconsistent = true;
+  set("blockferry-run-0", &fake_qemu::Bitmap::inconsistent, true);
   EXPECT_EQ(adopt().error().code, ErrorCode::state_damaged) << "one is not to be trusted";
-  qemu.bitmaps = bitmaps;
+  set("blockferry-run-0", &fake_qemu::Bitmap::inconsistent, false);
   EXPECT_TRUE(adopt());
 }
 
@@ -185,7 +187,7 @@ TEST_F(QemuTrackerTest, AnyStepMayFailAndNothingIsLost) {
         "block-export-del", "query-block-exports"}) {
     for (const auto& how : misbehaviour) {
       SCOPED_TRACE(command + ": " + how);
-      behave();
+      qemu.behave();
       auto tracker = attach();
       ASSERT_TRUE(tracker) << tracker.error().message();
       qemu.write(3 * granule, granule);
@@ -200,12 +202,44 @@ TEST_F(QemuTrackerTest, AnyStepMayFailAndNothingIsLost) {
         ASSERT_FALSE(done) << "it was taken for an answer";
         EXPECT_NE(done.error().message().find(qemu.socket()), std::string::npos) << done.error().message();
       }
-      behave();
+      qemu.behave();
       EXPECT_EQ(qemu.count("stop"), 0u);
       auto again = adopt();
       ASSERT_TRUE(again) << again.error().message();
       EXPECT_EQ(collected(**again), (Granules{3}));
       (*again)->release();
+    }
+  }
+}
+
+/// Likewise when a run begins; and what it has added until then is taken away once QEMU answers again.
+TEST_F(QemuTrackerTest, ABeginningThatFailsLeavesNothing) {
+  for (const std::string command :
+       {"query-block", "query-named-block-nodes", "nbd-server-start", "block-export-add",
+        "block-dirty-bitmap-add", "query-block-exports", "blockdev-add"}) {
+    for (const auto& how : misbehaviour) {
+      SCOPED_TRACE(command + ": " + how);
+      misbehave(command, how);
+      auto disk = new_disk();
+      Result<void> done;
+      if (auto uri = disk->export_source("disk"); !uri) done = fail(uri.error());
+      if (done) {
+        if (auto tracker = QemuTracker::attach(disk, granule, reader()); !tracker)
+          done = fail(tracker.error());
+      }
+      if (done) done = disk->add_target("/dev/null", QemuNode{});
+      const bool no_answer_is_read = command != "query-block" && command != "query-named-block-nodes" &&
+                                     command != "query-block-exports";
+      if (how != "wrong shape" || !no_answer_is_read) {
+        ASSERT_FALSE(done) << "it was taken for an answer";
+        EXPECT_NE(done.error().message().find(qemu.socket()), std::string::npos) << done.error().message();
+      }
+      qemu.behave();
+      const auto removed = disk->remove_all();
+      EXPECT_TRUE(removed) << removed.error().message();
+      EXPECT_TRUE(bitmap_names().empty());
+      EXPECT_EQ(exports(), 0u);
+      EXPECT_EQ(qemu.count("stop") + qemu.count("qom-set"), 0u);
     }
   }
 }
@@ -217,7 +251,7 @@ TEST_F(QemuTrackerTest, ABitmapThatCannotBeReadIsKept) {
   reading_fails = true;
   ChangeBitmap dirty(qemu.bytes / granule);
   EXPECT_FALSE((*tracker)->collect(dirty));
-  EXPECT_TRUE(qemu.exports.empty()) << "the export is gone all the same";
+  EXPECT_EQ(exports(), 0u) << "the export is gone all the same";
   reading_fails = false;
   EXPECT_EQ(collected(**tracker), (Granules{0}));
 }
@@ -227,12 +261,12 @@ TEST_F(QemuTrackerTest, AllThatARunAddedIsTakenAway) {
   ASSERT_TRUE(disk->export_source("disk"));
   auto tracker = QemuTracker::attach(disk, granule, reader());
   ASSERT_TRUE(tracker);
-  qemu.bitmaps["somebody-elses"] = {};
+  qemu.locked([&] { qemu.bitmaps["somebody-elses"] = {}; });
   qemu.write(0, granule);
   EXPECT_EQ(collected(**tracker), (Granules{0}));
   ASSERT_TRUE(disk->remove_all());
   EXPECT_EQ(bitmap_names(), (Names{"somebody-elses"}));
-  EXPECT_TRUE(qemu.exports.empty());
+  EXPECT_EQ(exports(), 0u);
 }
 
 }  // namespace

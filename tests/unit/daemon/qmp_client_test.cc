@@ -14,17 +14,17 @@ namespace {
 using fake_qemu::FakeQemu;
 using nlohmann::json;
 
-constexpr QmpPatience short_patience{std::chrono::milliseconds(100), std::chrono::milliseconds(100)};
+constexpr QmpPatience short_patience{std::chrono::milliseconds(1000), std::chrono::milliseconds(500)};
 
 TEST(QmpClient, PassesOverEventsAndAnswersToOthers) {
   FakeQemu qemu;
-  qemu.tricks["query-status"] = [](const json& request) {
+  qemu.play("query-status", [](const json& request) {
     return R"({"event":"STOP","timestamp":{}})"
            "\r\n"
            R"({"return":{"running":false},"id":"blockferry-guard-1"})"
            "\r\n\r\n" +
            json{{"id", request.at("id")}, {"return", {{"running", true}}}}.dump();
-  };
+  });
   QmpClient client(qemu.socket(), short_patience);
   const auto answer = client.execute("query-status");
   ASSERT_TRUE(answer) << answer.error().message();
@@ -34,19 +34,19 @@ TEST(QmpClient, PassesOverEventsAndAnswersToOthers) {
 TEST(QmpClient, ALateAnswerIsNotTakenForTheNextOnes) {
   FakeQemu qemu;
   json held;
-  qemu.tricks["query-status"] = [&](const json& request) {
+  qemu.play("query-status", [&](const json& request) {
     held = request.at("id");
     return "";
-  };
+  });
   QmpClient client(qemu.socket(), short_patience);
   const auto late = client.execute("query-status");
   ASSERT_FALSE(late);
   EXPECT_EQ(late.error().code, ErrorCode::io);
   EXPECT_NE(late.error().message().find("did not answer to query-status in time"), std::string::npos);
-  qemu.tricks["query-status"] = [&](const json& request) {
+  qemu.play("query-status", [&](const json& request) {
     return json{{"id", held}, {"return", {{"running", false}}}}.dump() + "\n" +
            json{{"id", request.at("id")}, {"return", {{"running", true}}}}.dump();
-  };
+  });
   EXPECT_EQ((*client.execute("query-status"))["running"], true);
 }
 
@@ -66,15 +66,15 @@ TEST(QmpClient, ConnectsAgainWhereTheConnectionWasLost) {
   FakeQemu qemu;
   QmpClient client(qemu.socket(), short_patience);
   ASSERT_TRUE(client.execute("query-status"));
-  qemu.tricks["query-status"] = [](const json&) { return "close"; };
+  qemu.play("query-status", [](const json&) { return "close"; });
   EXPECT_EQ(client.execute("query-status").error().code, ErrorCode::device_gone);
-  qemu.tricks.clear();
+  qemu.behave();
   EXPECT_TRUE(client.execute("query-status"));
 }
 
 TEST(QmpClient, RefusesAServerOfAnotherKind) {
   FakeQemu qemu;
-  qemu.greeting = "220 mail.example.org ESMTP";
+  qemu.locked([&] { qemu.greeting = "220 mail.example.org ESMTP"; });
   QmpClient client(qemu.socket(), short_patience);
   const auto answer = client.execute("query-status");
   ASSERT_FALSE(answer);
@@ -83,7 +83,7 @@ TEST(QmpClient, RefusesAServerOfAnotherKind) {
 
 TEST(QmpClient, ALineWithoutEndIsGivenUp) {
   FakeQemu qemu;
-  qemu.tricks["query-status"] = [](const json&) { return std::string(18 << 20, ' '); };
+  qemu.play("query-status", [](const json&) { return std::string(18 << 20, ' '); });
   QmpPatience patience;
   QmpClient client(qemu.socket(), patience);
   const auto answer = client.execute("query-status");
@@ -146,21 +146,26 @@ std::string mutated(std::string text, std::mt19937& random) {
   return text;
 }
 
+json sound_answer(FakeQemu& qemu, const std::string& command) {
+  QmpClient client(qemu.socket());
+  const auto answer = client.execute(command);
+  EXPECT_TRUE(answer) << answer.error().message();
+  return answer.value_or(json());
+}
+
 TEST(QemuNode, AnswersThatMakeNoSenseDoNoHarm) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937 random(seed);
   FakeQemu qemu;
-  qemu.bitmaps["a"] = {};
-  QmpClient client(qemu.socket(), {std::chrono::milliseconds(200), std::chrono::milliseconds(5)});
+  qemu.locked([&] { qemu.bitmaps["a"] = {}; });
   const auto uri = *parse_qemu_uri(qemu.uri());
-  ASSERT_TRUE(find_qemu_node(client, uri));
   for (const std::string command : {"query-named-block-nodes", "query-block", "query-block-exports"}) {
-    const auto sound = client.execute(command);
-    ASSERT_TRUE(sound);
-    qemu.tricks[command] = [&](const json& request) {
-      return mutated(json{{"return", *sound}, {"id", request.at("id")}}.dump(), random);
-    };
+    const json sound = sound_answer(qemu, command);
+    QmpClient client(qemu.socket(), {std::chrono::milliseconds(1000), std::chrono::milliseconds(20)});
+    qemu.play(command, [&](const json& request) {
+      return mutated(json{{"return", sound}, {"id", request.at("id")}}.dump(), random);
+    });
     unsigned errors = 0;
     for (int i = 0; i < 200; ++i) {
       const bool node = find_qemu_node(client, uri).has_value();
@@ -168,10 +173,8 @@ TEST(QemuNode, AnswersThatMakeNoSenseDoNoHarm) {
       errors += node && exports ? 0 : 1;
     }
     EXPECT_GT(errors, 0u);
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks.clear();
+    qemu.behave();
   }
-  EXPECT_TRUE(find_qemu_node(client, uri)) << "and then it answers as before";
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace {
 using fake_qemu::FakeQemu;
 using nlohmann::json;
 
-constexpr auto limit = std::chrono::milliseconds(300);
+constexpr auto limit = std::chrono::milliseconds(500);
 const std::string to_target =
     R"("execute":"qom-set","arguments":{"path":"vd0","property":"drive","value":"target"})";
 const std::string back =
@@ -29,18 +29,16 @@ class QemuHoldTest : public ::testing::Test {
   }
   std::optional<HoldFailure> take(Hold& hold) { return hold.take(limit, never); }
   void trick(const std::string& command, const std::string& how) {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks[command] = [how](const json& request) -> std::string {
+    qemu.play(command, [how](const json& request) -> std::string {
       if (how == "error")
         return json{{"error", {{"class", "GenericError"}, {"desc", "not \"now\""}}}, {"id", request["id"]}}
             .dump();
       if (how == "senseless") return "{]] " + request["id"].dump();
       return "";
-    };
+    });
   }
-  void behave() {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks.clear();
+  std::string drive() {
+    return qemu.locked([&] { return qemu.drive; });
   }
 
   FakeQemu qemu;
@@ -51,19 +49,19 @@ class QemuHoldTest : public ::testing::Test {
 TEST_F(QemuHoldTest, StopsTheGuestAndStartsItAgain) {
   auto hold = make_guest_hold(connection(), false);
   EXPECT_FALSE(take(*hold));
-  EXPECT_FALSE(qemu.running);
+  EXPECT_FALSE(qemu.runs());
   EXPECT_FALSE(hold->hand_over());
   hold->release(true);
-  EXPECT_TRUE(qemu.running);
+  EXPECT_TRUE(qemu.runs());
   EXPECT_TRUE(client.execute("query-status")) << "the connection serves its owner as before";
 }
 
 TEST_F(QemuHoldTest, WhatSomebodyElseHasStoppedStaysSo) {
-  qemu.running = false;
+  qemu.locked([&] { qemu.running = false; });
   auto hold = make_guest_hold(connection(), false);
   EXPECT_FALSE(take(*hold));
   hold->release(false);
-  EXPECT_FALSE(qemu.running);
+  EXPECT_FALSE(qemu.runs());
   EXPECT_EQ(qemu.count("stop") + qemu.count("cont"), 0u);
 }
 
@@ -71,16 +69,13 @@ TEST_F(QemuHoldTest, OneThatIsGivenAwayStaysStopped) {
   auto hold = make_guest_hold(connection(), true);
   EXPECT_FALSE(take(*hold));
   hold->release(true);
-  EXPECT_FALSE(qemu.running);
+  EXPECT_FALSE(qemu.runs());
 }
 
 TEST_F(QemuHoldTest, AGuestThatRunsAgainIsNotHandedOver) {
   auto hold = make_guest_hold(connection(), false);
   EXPECT_FALSE(take(*hold));
-  {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.running = true;
-  }
+  qemu.locked([&] { qemu.running = true; });
   const auto failure = hold->hand_over();
   ASSERT_TRUE(failure);
   EXPECT_NE(failure->detail.find("started the guest again"), std::string::npos);
@@ -91,7 +86,7 @@ TEST_F(QemuHoldTest, WhateverQemuAnswersTheGuestRunsInTheEnd) {
   for (const std::string command : {"query-status", "stop"}) {
     for (const std::string how : {"error", "senseless", "late"}) {
       SCOPED_TRACE(command + ": " + how);
-      behave();
+      qemu.behave();
       trick(command, how);
       auto hold = make_guest_hold(connection(), false);
       const auto failure = take(*hold);
@@ -103,7 +98,7 @@ TEST_F(QemuHoldTest, WhateverQemuAnswersTheGuestRunsInTheEnd) {
       const std::size_t started = qemu.count("cont");
       hold->release(false);
       EXPECT_EQ(qemu.count("cont"), started + (command == "stop" ? 1 : 0)) << "one that it may have stopped";
-      EXPECT_TRUE(qemu.running);
+      EXPECT_TRUE(qemu.runs());
     }
   }
 }
@@ -111,17 +106,17 @@ TEST_F(QemuHoldTest, WhateverQemuAnswersTheGuestRunsInTheEnd) {
 TEST_F(QemuHoldTest, GivesTheGuestAnotherDiskOrNone) {
   auto hold = make_guest_disk_hold(connection(), to_target, back);
   EXPECT_FALSE(take(*hold));
-  EXPECT_EQ(qemu.drive, "disk");
+  EXPECT_EQ(drive(), "disk");
   EXPECT_FALSE(hold->hand_over());
-  EXPECT_EQ(qemu.drive, "target");
+  EXPECT_EQ(drive(), "target");
   hold->take_back();
-  EXPECT_EQ(qemu.drive, "disk");
+  EXPECT_EQ(drive(), "disk");
 }
 
 TEST_F(QemuHoldTest, AnAnswerThatDoesNotComeIsUndone) {
   for (const std::string how : {"error", "senseless", "late"}) {
     SCOPED_TRACE(how);
-    behave();
+    qemu.behave();
     trick("qom-set", how);
     auto hold = make_guest_disk_hold(connection(), to_target, back);
     const std::size_t before = qemu.count("qom-set");
@@ -134,10 +129,7 @@ TEST_F(QemuHoldTest, AnAnswerThatDoesNotComeIsUndone) {
 
 TEST_F(QemuHoldTest, AQemuThatIsGoneIsAFailure) {
   const int fd = connection();
-  {
-    const std::lock_guard lock(qemu.mutex);
-    qemu.tricks["query-status"] = [](const json&) { return "close"; };
-  }
+  qemu.play("query-status", [](const json&) { return "close"; });
   auto hold = make_guest_hold(fd, false);
   EXPECT_TRUE(take(*hold));
   hold->release(false);
