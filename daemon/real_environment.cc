@@ -61,7 +61,11 @@ class RealEnvironment : public RunEnvironment {
     return record.status.moves_guest() ? sources_.qemu.handed_over(record)
                                        : sources_.pins.handed_over(record);
   }
-  Result<void> settle_swap(const RunRecord& record) override { return blockferry::settle_swap(record); }
+  Result<void> settle_swap(const RunRecord& record) override {
+    // What an earlier process left of its maps goes with this, also where none is opened any more.
+    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(pins_, record);
+    return blockferry::settle_swap(record);
+  }
   Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
   std::string cutover_waits_for(const RunRecord& record, bool ready) override;
   std::unique_ptr<BackgroundTask> start(std::function<Result<void>()> job) override {
