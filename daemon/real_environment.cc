@@ -63,7 +63,7 @@ class RealEnvironment : public RunEnvironment {
   }
   Result<void> settle_swap(const RunRecord& record) override {
     // What an earlier process left of its maps goes with this, also where none is opened any more.
-    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(pins_, record);
+    if (swap_ == nullptr) swap_ = std::make_unique<SwapDevices>(sources_.pins, record);
     return blockferry::settle_swap(record);
   }
   Result<std::unique_ptr<Quiescer>> make_quiescer(const RunRecord& record, bool rehearsal) override;
