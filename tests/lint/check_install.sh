@@ -48,11 +48,12 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 
 # Every option of the sample is one that ferryd has, with the default that it has.
-sed -E -n 's/^#?([a-z-]+) = (.*)$/\1 = \2/p' "$root/etc/blockferry/ferryd.conf" >"$root/all.conf"
+sed -E -n 's/^#?([a-z-]+) =( (.*))?$/\1 = \3/p' "$root/etc/blockferry/ferryd.conf" >"$root/all.conf"
 "$root/usr/sbin/ferryd" --config "$root/all.conf" --version >/dev/null 2>&1 || fail "ferryd refuses the sample"
 help=$("$root/usr/sbin/ferryd" --help | tr '\n' ' ')
 while IFS='= ' read -r name value; do
-  [[ $help == *"--$name arg (=$value)"* ]] || fail "the sample's $name = $value is not ferryd's default"
+  # Those without a value have no default.
+  [[ $help == *"--$name arg ${value:+(=$value)}"* ]] || fail "the sample's $name = $value is not ferryd's default"
 done <"$root/all.conf"
 for name in $(grep -oE -- '--[a-z-]+ arg' <<<"$help" | sed -e 's/^--//' -e 's/ arg$//'); do
   [ "$name" = config ] || grep -q "^$name = " "$root/all.conf" || fail "the sample lacks $name"
