@@ -112,7 +112,6 @@ TEST(RunVerbs, ask_and_print) {
       {{"pause", "my run"}, "POST /v1/runs/my%20run/pause", "run abcd1234 is paused\n"},
       {{"resume", "r"}, "POST /v1/runs/r/resume", "run abcd1234 is paused\n"},
       {{"cancel", "r"}, "POST /v1/runs/r/cancel", "run abcd1234 is paused\n"},
-      {{"rollback", "r"}, "POST /v1/runs/r/rollback", "run abcd1234 is paused\n"},
       {{"commit", "r"}, "POST /v1/runs/r/commit", "run abcd1234 is paused\n"},
       {{"forget", "r"}, "DELETE /v1/runs/r", "run abcd1234 is forgotten\n"},
       {{"set", "r", "--rate", "1M"}, "PATCH /v1/runs/r", "run abcd1234 is paused, rate: at most 1.0 MiB/s\n"},
@@ -127,6 +126,36 @@ TEST(RunVerbs, ask_and_print) {
     with_json.push_back("--json");
     EXPECT_EQ(json::parse(ferryctl(ferryd, with_json).out), run);
   }
+}
+
+TEST(RunVerbs, a_rollback_is_followed_to_its_end) {
+  const json tracking = fake_run("tracking");
+  const json back = fake_run("rolled-back", {{"downtime_ms", 35.5},
+                                             {"pause",
+                                              {{"freeze_ms", 30.0},
+                                               {"drain_ms", 0.01},
+                                               {"copy_ms", 5.25},
+                                               {"flush_ms", 0.0},
+                                               {"command_ms", 0.0},
+                                               {"release_ms", 0.24},
+                                               {"rehearsal", false}}}});
+  FakeFerryd ferryd(in_turn({ok(tracking), ok(tracking), ok(back)}));
+  const auto outcome = ferryctl(ferryd, {"rollback", "r"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.out.find("rolled back; "), 0U) << outcome.out;
+  EXPECT_NE(outcome.out.find("36ms"), std::string::npos) << outcome.out;
+  EXPECT_EQ(ferryd.lines(),
+            (std::vector<std::string>{"POST /v1/runs/r/rollback", "GET /v1/runs/r", "GET /v1/runs/r"}));
+}
+
+TEST(RunVerbs, a_rollback_that_comes_to_nothing_says_why) {
+  FakeFerryd ferryd(in_turn(
+      {ok(fake_run("tracking")),
+       ok(fake_run("tracking",
+                   {{"cutover_error", fake_error("busy", "swap", "/dev/vg/data", "no")["error"]}}))}));
+  const auto outcome = ferryctl(ferryd, {"rollback", "r"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("swap /dev/vg/data"), std::string::npos) << outcome.err;
 }
 
 TEST(RunVerbs, set_sends_only_the_change) {
