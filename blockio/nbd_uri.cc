@@ -6,6 +6,8 @@
 #include <optional>
 #include <string_view>
 
+#include "blockio/base/percent_encoding.h"
+
 namespace blockferry {
 
 namespace {
@@ -14,30 +16,6 @@ constexpr const char* default_port = "10809";
 
 Error unsound(const std::string& text, const std::string& why) {
   return make_error(ErrorCode::invalid_argument, "read", text, why);
-}
-
-std::optional<unsigned> hex_value(char digit) {
-  if (digit >= '0' && digit <= '9') return unsigned(digit - '0');
-  if (digit >= 'a' && digit <= 'f') return unsigned(digit - 'a' + 10);
-  if (digit >= 'A' && digit <= 'F') return unsigned(digit - 'A' + 10);
-  return std::nullopt;
-}
-
-/// Nothing where an escape is cut off or stands for NUL.
-std::optional<std::string> unescaped(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '%') {
-      out += text[i];
-      continue;
-    }
-    if (i + 2 >= text.size()) return std::nullopt;
-    const auto high = hex_value(text[i + 1]), low = hex_value(text[i + 2]);
-    if (!high || !low || (*high == 0 && *low == 0)) return std::nullopt;
-    out += char(*high * 16 + *low);
-    i += 2;
-  }
-  return out;
 }
 
 /// What stands before the first of `ends`, which stays in `rest`.
@@ -68,7 +46,7 @@ bool read_host(std::string_view text, NbdUri& uri) {
   const auto close = text.starts_with("[") ? text.find(']') : std::string_view::npos;
   if (text.starts_with("[") && close == std::string_view::npos) return false;
   const auto colon = text.find(':', close == std::string_view::npos ? 0 : close);
-  const auto host = unescaped(text.substr(0, colon));
+  const auto host = percent_decoded(text.substr(0, colon));
   if (!host || host->empty()) return false;
   uri.host = *host;
   for (char& letter : uri.host) letter = char(std::tolower(static_cast<unsigned char>(letter)));
@@ -81,7 +59,7 @@ bool read_host(std::string_view text, NbdUri& uri) {
 Result<void> read_authority(std::string_view authority, const Scheme& scheme, const std::string& text,
                             NbdUri& uri) {
   if (const auto at = authority.find('@'); at != std::string_view::npos) {
-    const auto user = unescaped(authority.substr(0, at));
+    const auto user = percent_decoded(authority.substr(0, at));
     if (!user || user->empty()) return fail(unsound(text, "the user's name before the @ is not sound"));
     if (user->find(':') != std::string::npos)
       return fail(unsound("the URI", "no password may stand in it: a key belongs in --tls-psk-file"));
@@ -103,7 +81,7 @@ Result<void> read_parameter(std::string_view parameter, const Scheme& scheme, co
   const auto equals = parameter.find('=');
   const std::string name(parameter.substr(0, equals));
   const auto value =
-      equals == std::string_view::npos ? std::nullopt : unescaped(parameter.substr(equals + 1));
+      equals == std::string_view::npos ? std::nullopt : percent_decoded(parameter.substr(equals + 1));
   std::string* const place = name == "socket" && scheme.unix_socket     ? &uri.socket_path
                              : name == "tls-certificates" && scheme.tls ? &uri.tls_certificates
                              : name == "tls-psk-file" && scheme.tls     ? &uri.tls_psk_file
@@ -140,7 +118,7 @@ Result<NbdUri> parse_nbd_uri(const std::string& text) {
   std::string_view rest = std::string_view(text).substr(text.find("://") + 3);
   const auto authority = take_until(rest, "/?");
   if (auto done = read_authority(authority, *scheme, text, uri); !done) return fail(done.error());
-  const auto path = unescaped(take_until(rest, "?"));
+  const auto path = percent_decoded(take_until(rest, "?"));
   if (!path) return fail(unsound(text, "an escape in the export's name is not sound"));
   uri.export_name = path->empty() ? "" : path->substr(1);
   while (!rest.empty()) {

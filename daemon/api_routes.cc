@@ -9,6 +9,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "blockio/base/percent_encoding.h"
+
 namespace blockferry {
 namespace {
 
@@ -34,29 +36,6 @@ constexpr ApiRoute routes[] = {
 /// Paths hold text of any encoding; an answer is UTF-8 all the same.
 std::string dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace) + "\n";
-}
-
-std::optional<unsigned> hex_digit(char c) {
-  if (c >= '0' && c <= '9') return static_cast<unsigned>(c - '0');
-  if (c >= 'a' && c <= 'f') return static_cast<unsigned>(c - 'a' + 10);
-  if (c >= 'A' && c <= 'F') return static_cast<unsigned>(c - 'A' + 10);
-  return std::nullopt;
-}
-
-std::optional<std::string> percent_decoded(std::string_view text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '%') {
-      out += text[i];
-      continue;
-    }
-    if (i + 2 >= text.size()) return std::nullopt;
-    const auto high = hex_digit(text[i + 1]), low = hex_digit(text[i + 2]);
-    if (!high || !low) return std::nullopt;
-    out += static_cast<char>(*high << 4 | *low);
-    i += 2;
-  }
-  return out;
 }
 
 std::vector<std::string_view> segments_of(std::string_view path) {

@@ -5,6 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "blockio/base/percent_encoding.h"
+
 namespace blockferry {
 
 namespace {
@@ -15,31 +17,6 @@ constexpr const char* scheme = "qemu:";
 
 Error invalid(const std::string& uri, const std::string& why) {
   return make_error(ErrorCode::invalid_argument, "read", uri, why);
-}
-
-int hex_digit(char letter) {
-  if (letter >= '0' && letter <= '9') return letter - '0';
-  if (letter >= 'a' && letter <= 'f') return letter - 'a' + 10;
-  if (letter >= 'A' && letter <= 'F') return letter - 'A' + 10;
-  return -1;
-}
-
-/// Nothing: a '%' that no two digits follow, or a NUL.
-std::optional<std::string> decoded(const std::string& text) {
-  std::string plain;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    char letter = text[i];
-    if (letter == '%') {
-      const int high = i + 2 < text.size() ? hex_digit(text[i + 1]) : -1;
-      const int low = high >= 0 ? hex_digit(text[i + 2]) : -1;
-      if (low < 0) return std::nullopt;
-      letter = char(high * 16 + low);
-      i += 2;
-    }
-    if (letter == '\0') return std::nullopt;
-    plain += letter;
-  }
-  return plain;
 }
 
 /// The member of the URI that a parameter sets; null: there is no such parameter.
@@ -143,7 +120,8 @@ Result<QemuUri> parse_qemu_uri(const std::string& uri) {
   if (!is_qemu_uri(uri)) return fail(invalid(uri, form));
   const std::size_t begin = std::string(scheme).size(), question = uri.find('?');
   QemuUri read;
-  const auto socket = decoded(uri.substr(begin, question == std::string::npos ? question : question - begin));
+  const auto socket =
+      percent_decoded(uri.substr(begin, question == std::string::npos ? question : question - begin));
   if (!socket || !socket->starts_with("/")) return fail(invalid(uri, form));
   read.socket = *socket;
   for (std::size_t at = question; at != std::string::npos;) {
@@ -154,7 +132,7 @@ Result<QemuUri> parse_qemu_uri(const std::string& uri) {
     std::string* value = equals == std::string::npos ? nullptr : parameter(read, word.substr(0, equals));
     if (value == nullptr)
       return fail(invalid(uri, "there is no parameter " + word + "; there are node, device and agent"));
-    const auto plain = decoded(word.substr(equals + 1));
+    const auto plain = percent_decoded(word.substr(equals + 1));
     if (!plain || plain->empty() || plain->find('=') != std::string::npos || !value->empty())
       return fail(invalid(uri, "give " + word.substr(0, equals) + " once, with a value"));
     *value = *plain;

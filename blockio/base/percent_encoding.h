@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace blockferry {
+
+/// As in URIs (RFC 3986): "%41" is "A". Nothing: a '%' that no two digits follow, or a NUL.
+std::optional<std::string> percent_decoded(std::string_view text);
+
+}  // namespace blockferry
