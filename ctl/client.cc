@@ -2,7 +2,6 @@
 #include "ctl/client.h"
 
 #include <array>
-#include <cctype>
 #include <cerrno>
 #include <cstring>
 
@@ -204,23 +203,6 @@ Result<nlohmann::json> Client::request(const char* method, const std::string& pa
   Error failure = error_from_json(*answer);
   if (status == 403) failure.code = ErrorCode::unreachable;
   return fail(failure);
-}
-
-std::string percent_encode(const std::string& text) {
-  static constexpr char digits[] = "0123456789ABCDEF";
-  std::string encoded;
-  for (const char letter : text) {
-    const auto byte = static_cast<unsigned char>(letter);
-    const bool plain = byte < 0x80 && std::isalnum(byte) != 0;
-    if (plain || letter == '-' || letter == '.' || letter == '_' || letter == '~') {
-      encoded += letter;
-    } else {
-      encoded += '%';
-      encoded += digits[byte >> 4];
-      encoded += digits[byte & 15];
-    }
-  }
-  return encoded;
 }
 
 }  // namespace blockferry

@@ -37,7 +37,4 @@ class Client {
   std::unique_ptr<Connection> connection_;  ///< null: not connected
 };
 
-/// For a run's id or name within a path.
-std::string percent_encode(const std::string& text);
-
 }  // namespace blockferry

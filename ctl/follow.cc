@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <unistd.h>
 
+#include "blockio/base/percent_encoding.h"
 #include "ctl/interrupt.h"
 #include "ctl/progress.h"
 #include "ctl/terminal.h"
@@ -139,7 +140,7 @@ Result<bool> look_again(Client& client, std::vector<json>& runs, int patience_ms
   bool all_ended = true;
   for (auto& run : runs) {
     if (come_to(run, until)) continue;
-    auto next = client.get("/runs/" + percent_encode(text_of(run, "id")) +
+    auto next = client.get("/runs/" + percent_encoded(text_of(run, "id")) +
                            "?wait_ms=" + std::to_string(all_ended ? patience_ms : 0));
     if (!next) return fail(next.error());
     run = std::move(*next);

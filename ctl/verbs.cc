@@ -10,6 +10,7 @@
 
 #include "blockio/base/check.h"
 #include "blockio/base/clock.h"
+#include "blockio/base/percent_encoding.h"
 #include "blockio/base/units.h"
 #include "ctl/client.h"
 #include "ctl/interrupt.h"
@@ -41,7 +42,7 @@ void print_json(const json& object) {
 }
 
 std::string run_path(const std::string& run, const char* verb = nullptr) {
-  return "/runs/" + percent_encode(run) + (verb != nullptr ? std::string("/") + verb : "");
+  return "/runs/" + percent_encoded(run) + (verb != nullptr ? std::string("/") + verb : "");
 }
 
 // Errors.

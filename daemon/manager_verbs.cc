@@ -39,6 +39,14 @@ bool serves_swapped(RunVerb verb) {
   return settles_swap(verb) || verb == RunVerb::pause || verb == RunVerb::resume || verb == RunVerb::rehearse;
 }
 
+/// Asks it to end, and waits a moment for that, so that the answer tells of it.
+void end_run(Run& run, std::function<void(RunCore&)> message) {
+  const Nanoseconds give_up = system_clock().now() + 2 * verb_patience;
+  run.send(std::move(message), verb_patience);
+  while (!run.finished() && system_clock().now() < give_up)
+    system_clock().sleep_for(std::chrono::milliseconds(1));
+}
+
 }  // namespace
 
 // Looking.
@@ -265,20 +273,12 @@ Result<json> Manager::command_active(Run& run, RunVerb verb) {
       if (status.state != RunState::paused) return fail(conflict(status, verb, "the run is not paused"));
       run.send([](RunCore& core) { core.resume(); }, verb_patience);
       break;
-    case RunVerb::cancel: {
-      const Nanoseconds give_up = system_clock().now() + 2 * verb_patience;
-      run.send([](RunCore& core) { core.cancel(); }, verb_patience);
-      while (!run.finished() && system_clock().now() < give_up)
-        system_clock().sleep_for(std::chrono::milliseconds(1));
+    case RunVerb::cancel:
+      end_run(run, [](RunCore& core) { core.cancel(); });
       break;
-    }
-    case RunVerb::commit: {
-      const Nanoseconds give_up = system_clock().now() + 2 * verb_patience;
-      run.send([](RunCore& core) { core.commit_swap(); }, verb_patience);
-      while (!run.finished() && system_clock().now() < give_up)
-        system_clock().sleep_for(std::chrono::milliseconds(1));
+    case RunVerb::commit:
+      end_run(run, [](RunCore& core) { core.commit_swap(); });
       break;
-    }
     case RunVerb::rollback:
     case RunVerb::cutover:
     case RunVerb::rehearse:

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "blockio/base/checksum.h"
+#include "blockio/base/percent_encoding.h"
 
 namespace blockferry {
 
@@ -30,23 +31,6 @@ std::string directory_name(const std::string& socket) {
   const auto bytes = std::as_bytes(std::span(socket));
   std::snprintf(name, sizeof name, "qemu-%016llx", static_cast<unsigned long long>(crc64(bytes)));
   return name;
-}
-
-/// In a query's value everything but these is escaped.
-std::string escaped(const std::string& text) {
-  static constexpr char digits[] = "0123456789ABCDEF";
-  std::string safe;
-  for (const char letter : text) {
-    const auto byte = static_cast<unsigned char>(letter);
-    if (std::isalnum(byte) != 0 || std::strchr("-._~/", letter) != nullptr) {
-      safe += letter;
-    } else {
-      safe += '%';
-      safe += digits[byte >> 4];
-      safe += digits[byte & 15];
-    }
-  }
-  return safe;
 }
 
 /// Whether somebody listens there: QEMU's NBD server is the one that this ferryd's directory knows of.
@@ -131,7 +115,7 @@ Result<std::string> QemuDisk::add_export(const std::string& id, const std::strin
   json options = {{"type", "nbd"}, {"id", id}, {"name", id}, {"node-name", node}, {"writable", false}};
   if (!bitmap.empty()) options["bitmaps"] = json::array({bitmap});
   if (const auto added = client_->execute("block-export-add", options); !added) return fail(added.error());
-  return "nbd+unix:///" + id + "?socket=" + escaped(nbd_socket_);
+  return "nbd+unix:///" + id + "?socket=" + percent_encoded(nbd_socket_, "/");
 }
 
 Result<std::string> QemuDisk::export_source(const std::string& node) {

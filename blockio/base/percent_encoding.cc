@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blockio/base/percent_encoding.h"
 
+#include <cctype>
+
 namespace blockferry {
 
 namespace {
@@ -29,6 +31,25 @@ std::optional<std::string> percent_decoded(std::string_view text) {
     plain += letter;
   }
   return plain;
+}
+
+std::string percent_encoded(std::string_view text, std::string_view plain) {
+  static constexpr char digits[] = "0123456789ABCDEF";
+  static constexpr std::string_view marks = "-._~";
+  std::string encoded;
+  for (const char letter : text) {
+    const auto byte = static_cast<unsigned char>(letter);
+    const bool alphanumeric = byte < 0x80 && std::isalnum(byte) != 0;
+    if (alphanumeric || marks.find(letter) != std::string_view::npos ||
+        plain.find(letter) != std::string_view::npos) {
+      encoded += letter;
+    } else {
+      encoded += '%';
+      encoded += digits[byte >> 4];
+      encoded += digits[byte & 15];
+    }
+  }
+  return encoded;
 }
 
 }  // namespace blockferry

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <signal.h>
 
+#include "blockio/base/percent_encoding.h"
 #include "ctl/interrupt.h"
 #include "tests/unit/ctl/fake_ferryd.h"
 
@@ -223,9 +224,9 @@ TEST(Client, an_ignored_ctrl_c_stays_ignored) {
 }
 
 TEST(PercentEncode, leaves_plain_names_alone) {
-  EXPECT_EQ(percent_encode("nightly-2.0_x~"), "nightly-2.0_x~");
-  EXPECT_EQ(percent_encode("a b/c?d%\xc3\xa4"), "a%20b%2Fc%3Fd%25%C3%A4");
-  EXPECT_EQ(percent_encode(""), "");
+  EXPECT_EQ(percent_encoded("nightly-2.0_x~"), "nightly-2.0_x~");
+  EXPECT_EQ(percent_encoded("a b/c?d%\xc3\xa4"), "a%20b%2Fc%3Fd%25%C3%A4");
+  EXPECT_EQ(percent_encoded(""), "");
 }
 
 }  // namespace
