@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "bitmap/change_bitmap.h"
@@ -50,6 +51,9 @@ class LiveTracker {
   /// has another size now.
   virtual Result<void> collect(ChangeBitmap& dirty) = 0;
   virtual void release() = 0;
+  /// What the owner commits together with all that was collected so far: by it, whoever takes the tracker up
+  /// again sees whether something that was not committed has gone. Nothing: the tracker needs none.
+  virtual std::optional<std::uint64_t> position() { return std::nullopt; }
 
   /// Writes that were queued and whose end was not seen, as granules. None: nothing is on its way.
   virtual Result<std::vector<GranuleRange>> queued() = 0;

@@ -168,6 +168,11 @@ Result<void> QemuDisk::rotate_bitmaps(const std::string& node, const std::string
   return done_of(client_->execute("transaction", {{"actions", json::array({add, disable})}}));
 }
 
+/// A transaction does that before all else, and of nothing it does nothing else.
+Result<void> QemuDisk::wait_for_writes() {
+  return done_of(client_->execute("transaction", {{"actions", json::array()}}));
+}
+
 Result<void> QemuDisk::remove_bitmap(const std::string& node, const std::string& name) {
   const Nanoseconds deadline = system_clock().now() + removal_patience;
   for (;;) {

@@ -39,6 +39,8 @@ class QemuDisk {
   /// One moment ends `old` and begins `name`: all that is written is in one of them, or in both.
   Result<void> rotate_bitmaps(const std::string& node, const std::string& old, const std::string& name,
                               std::uint64_t granularity);
+  /// Until those on their way have ended.
+  Result<void> wait_for_writes();
   Result<void> remove_bitmap(const std::string& node, const std::string& name);
   Result<void> remove_bitmap_exports();
   /// Of this run, wherever they are, with their exports.

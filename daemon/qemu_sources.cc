@@ -116,7 +116,8 @@ Result<std::unique_ptr<LiveTracker>> QemuSources::attach(const RunRecord& record
   if (record.status.moves_guest()) {
     if (auto done = try_target(**disk, record.status.targets.front().uri); !done) return fail(done.error());
   }
-  auto tracker = QemuTracker::attach(std::move(*disk), record.status.granule_bytes, read_qemu_bitmap);
+  auto tracker = QemuTracker::attach(std::move(*disk), record.status.granule_bytes, read_qemu_bitmap,
+                                     record.tracker_position);
   if (!tracker) return fail(tracker.error());
   return std::move(*tracker);
 }
@@ -124,7 +125,12 @@ Result<std::unique_ptr<LiveTracker>> QemuSources::attach(const RunRecord& record
 Result<std::unique_ptr<LiveTracker>> QemuSources::adopt(const RunRecord& record) {
   auto disk = this->disk(record);
   if (!disk) return fail(disk.error());
-  auto tracker = QemuTracker::adopt(std::move(*disk), record.status.granule_bytes, read_qemu_bitmap);
+  if (!record.tracker_position) {
+    return fail(make_error(ErrorCode::state_damaged, "take up bitmaps of", record.status.source_uri,
+                           "an earlier version of ferryd has not written down where they begin"));
+  }
+  auto tracker = QemuTracker::adopt(std::move(*disk), record.status.granule_bytes, read_qemu_bitmap,
+                                    *record.tracker_position);
   if (!tracker) return fail(tracker.error());
   return std::move(*tracker);
 }

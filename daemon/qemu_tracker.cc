@@ -35,20 +35,25 @@ QemuTracker::QemuTracker(std::shared_ptr<QemuDisk> disk, const QemuNode& node, s
       read_(std::move(read)) {}
 
 Result<std::unique_ptr<QemuTracker>> QemuTracker::attach(std::shared_ptr<QemuDisk> disk,
-                                                         std::uint64_t granule_bytes, ReadQemuBitmap read) {
+                                                         std::uint64_t granule_bytes, ReadQemuBitmap read,
+                                                         std::optional<std::uint64_t> last) {
   const auto node = disk->look();
   if (!node) return fail(node.error());
   if (!disk->exported_node().empty() && disk->exported_node() != node->name)
     return fail(another_node(*disk, node->name, disk->exported_node()));
   std::unique_ptr<QemuTracker> tracker(new QemuTracker(disk, *node, granule_bytes, std::move(read)));
+  tracker->first_ = tracker->given_ = tracker->recording_ = last ? *last + 1 : 0;
   Result<void> done = disk->remove_bitmaps();
-  if (done) done = disk->add_bitmap(tracker->node_, disk->bitmap_name(0), tracker->granularity_);
+  if (done) {
+    done = disk->add_bitmap(tracker->node_, disk->bitmap_name(tracker->recording_), tracker->granularity_);
+  }
   if (!done) return fail(done.error());
   return tracker;
 }
 
 Result<std::unique_ptr<QemuTracker>> QemuTracker::adopt(std::shared_ptr<QemuDisk> disk,
-                                                        std::uint64_t granule_bytes, ReadQemuBitmap read) {
+                                                        std::uint64_t granule_bytes, ReadQemuBitmap read,
+                                                        std::uint64_t position) {
   const auto node = disk->look();
   if (!node) return fail(node.error());
   std::vector<std::uint64_t> numbers;
@@ -57,13 +62,18 @@ Result<std::unique_ptr<QemuTracker>> QemuTracker::adopt(std::shared_ptr<QemuDisk
   }
   if (numbers.empty()) return fail(damaged(*disk, "there are none: QEMU was started anew"));
   std::unique_ptr<QemuTracker> tracker(new QemuTracker(disk, *node, granule_bytes, std::move(read)));
-  tracker->first_ = tracker->given_ = *std::min_element(numbers.begin(), numbers.end());
-  tracker->recording_ = *std::max_element(numbers.begin(), numbers.end());
+  std::sort(numbers.begin(), numbers.end());
+  tracker->first_ = tracker->given_ = position;
+  tracker->recording_ = numbers.back();
   const auto sound = tracker->vouches(*node);
   if (!sound) return fail(sound.error());
-  if (!*sound) return fail(damaged(*disk, "somebody has changed them"));
+  if (!*sound || numbers.back() < position) return fail(damaged(*disk, "somebody has changed them"));
   // An export of an earlier process keeps its bitmap from being removed, and is of no use.
   if (auto done = disk->remove_bitmap_exports(); !done) return fail(done.error());
+  // Committed, and not released any more. One that stays costs nothing but its place.
+  for (const auto number : numbers) {
+    if (number < position) static_cast<void>(disk->remove_bitmap(node->name, disk->bitmap_name(number)));
+  }
   return tracker;
 }
 
@@ -102,7 +112,7 @@ Result<void> QemuTracker::take(std::uint64_t number, ChangeBitmap& dirty) {
 
 Result<void> QemuTracker::collect(ChangeBitmap& dirty) {
   BLOCKFERRY_CHECK(dirty.granule_count() == divide_up(bytes_, granule_bytes_), "a bitmap of another volume");
-  auto node = disk_->look();
+  const auto node = disk_->look();
   if (!node) return fail(node.error());
   const auto sound = vouches(*node);
   if (!sound) return fail(sound.error());
@@ -110,26 +120,29 @@ Result<void> QemuTracker::collect(ChangeBitmap& dirty) {
     ++losses_.interruptions;
     return {};
   }
-  // Even where nothing was marked so far: the transaction waits for writes that are on their way.
-  if (auto done = rotate(); !done) return done;
-  node = disk_->look();
-  if (!node) return fail(node.error());
+  const auto any = written(*node);
+  if (!any) return fail(any.error());
+  if (*any) {
+    if (auto done = rotate(); !done) return done;
+  }
   for (; given_ < recording_; ++given_) {
-    const std::string name = disk_->bitmap_name(given_);
-    const QemuBitmap* bitmap = node->bitmap(name);
-    if (bitmap != nullptr && bitmap->count == 0) {
-      drop_empty(given_);
-    } else if (auto done = take(given_, dirty); !done) {
-      return done;
-    }
+    if (auto done = take(given_, dirty); !done) return done;
   }
   return {};
 }
 
-/// Most are, of an idle guest, for which nothing is committed and so nothing released. One that stands behind
-/// others stays: none may be missing among them.
-void QemuTracker::drop_empty(std::uint64_t number) {
-  if (number == first_ && disk_->remove_bitmap(node_, disk_->bitmap_name(number))) ++first_;
+/// Whether the one that is recording has marks. Of a guest that is idle it goes on recording: nothing is
+/// committed for it, and what is not committed may not be removed.
+Result<bool> QemuTracker::written(const QemuNode& node) const {
+  const auto marked = [this](const QemuNode& seen) {
+    const QemuBitmap* bitmap = seen.bitmap(disk_->bitmap_name(recording_));
+    return bitmap == nullptr || bitmap->count > 0;
+  };
+  if (marked(node)) return true;
+  if (auto done = disk_->wait_for_writes(); !done) return fail(done.error());
+  const auto later = disk_->look();
+  if (!later) return fail(later.error());
+  return marked(*later);
 }
 
 /// A bitmap that cannot be removed now is given again by a later process: that costs time and no data.

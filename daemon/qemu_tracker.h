@@ -4,15 +4,17 @@
 // Bitmaps take turns. collect() begins number N+1 and ends N in one moment, and reads N; release() removes
 // it. So whatever is not committed stands in a bitmap, and a later process finds them by their names:
 //
-//   … N-1     disabled: collected, and not released
-//       N     recording
+//   P … N-1     disabled: collected, and not released
+//         N     recording
 //
-// They go with QEMU. Whatever becomes of them otherwise is a loss (invariant 6): somebody removed or disabled
-// the one that was recording, or one that was not released.
+// The owner's commits say where P is, so that also the lowest one is missed. They go with QEMU. Whatever
+// becomes of them otherwise is a loss (invariant 6): somebody removed or disabled the one that was recording,
+// or one that was not released.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,17 +31,20 @@ using ReadQemuBitmap =
 
 class QemuTracker : public LiveTracker {
  public:
-  /// Begins anew; an earlier one of this run is removed. All writes that end after it has returned are
-  /// tracked.
+  /// Begins anew; an earlier one of this run is removed, of which `last` was the position: its numbers are
+  /// not used again. All writes that end after it has returned are tracked.
   static Result<std::unique_ptr<QemuTracker>> attach(std::shared_ptr<QemuDisk> disk,
-                                                     std::uint64_t granule_bytes, ReadQemuBitmap read);
-  /// Takes up what another process began. state_damaged: its bitmaps are not all there, or the disk is
-  /// another node now. The first collect() gives again what was not released.
+                                                     std::uint64_t granule_bytes, ReadQemuBitmap read,
+                                                     std::optional<std::uint64_t> last = {});
+  /// Takes up what another process began and committed up to `position`. state_damaged: its bitmaps are not
+  /// all there, or the disk is another node now. The first collect() gives again what was not committed.
   static Result<std::unique_ptr<QemuTracker>> adopt(std::shared_ptr<QemuDisk> disk,
-                                                    std::uint64_t granule_bytes, ReadQemuBitmap read);
+                                                    std::uint64_t granule_bytes, ReadQemuBitmap read,
+                                                    std::uint64_t position);
 
   Result<void> collect(ChangeBitmap& dirty) override;
   void release() override;
+  std::optional<std::uint64_t> position() override { return given_; }
   /// A transaction of QEMU's waits for what is on its way, and so does stopping the guest.
   Result<std::vector<GranuleRange>> queued() override { return std::vector<GranuleRange>(); }
   bool device_idle() override { return true; }
@@ -50,8 +55,8 @@ class QemuTracker : public LiveTracker {
               ReadQemuBitmap read);
   Result<bool> vouches(const QemuNode& node) const;
   Result<void> rotate();
+  Result<bool> written(const QemuNode& node) const;
   Result<void> take(std::uint64_t number, ChangeBitmap& dirty);
-  void drop_empty(std::uint64_t number);
 
   const std::shared_ptr<QemuDisk> disk_;
   const std::string node_;

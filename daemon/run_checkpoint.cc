@@ -128,6 +128,7 @@ void RunCore::start_commit() {
   if (last) record_.status.ended_at = clock_.wall_seconds();
   RunRecord record = record_;
   record.bitmap_generation = volume_->generation_after(commit_pages_);
+  if (live_.tracker != nullptr) record.tracker_position = live_.tracker->position();
   if (quiet_checkpoint_) {
     if (ending_ == Ending::completed) record.status.state = RunState::completed;
     if (ending_ == Ending::failed) record.status.state = RunState::failed;
@@ -160,7 +161,10 @@ void RunCore::commit_finished(const Result<void>& outcome) {
   volume_->finish_checkpoint(outcome.has_value());
   checkpoint_finished_ = clock_.now();
   record_.bitmap_generation = volume_->generation();
-  if (outcome) saved_record_ = std::move(committing_record_);
+  if (outcome) {
+    record_.tracker_position = committing_record_.tracker_position;
+    saved_record_ = std::move(committing_record_);
+  }
   if (std::exchange(live_.releasing, false)) {
     if (outcome && live_.tracker != nullptr) {
       live_.tracker->release();

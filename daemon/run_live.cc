@@ -54,6 +54,7 @@ Result<void> RunCore::take_up_tracker() {
 /// cut off, nothing does.
 Result<void> RunCore::renew_tracker() {
   live_.tracker.reset();
+  record_.tracked = false;
   if (saved_record_.tracked) {
     // Said first: whoever finds the new tracker after a crash must not take it for the old one.
     saved_record_.tracked = false;

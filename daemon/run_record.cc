@@ -4,8 +4,8 @@
 //   blockferry-run VERSION CRC64 LENGTH\n     CRC-64 (16 hex digits) and length of what follows the line
 //   break {…}                                       one JSON object
 //
-// Version 2 is one of a run that swaps its volume, 1 any other. A later version is refused (state_newer);
-// members unknown to this version do not occur in it.
+// Version 3 is one with a tracker's position, 2 one of a run that swaps its volume, 1 any other. A later
+// version is refused (state_newer); members unknown to this version do not occur in it.
 #include "daemon/run_record.h"
 
 #include <charconv>
@@ -21,7 +21,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr unsigned format_version = 2, version_without_swap = 1;
+constexpr unsigned format_version = 3, version_with_swap = 2, version_of_others = 1;
 constexpr std::uint64_t record_bytes_max = 16 * MiB;
 constexpr const char* phase_names[] = {"collecting", "copying", "verifying"};
 constexpr const char* pass_names[] = {"full", "incremental", "checksum", "final"};
@@ -147,9 +147,14 @@ std::optional<SwapPlan> read_swap(const json& value) {
                   text("target_volume")};
 }
 
+unsigned version_of(const RunRecord& record) {
+  if (record.tracker_position) return format_version;
+  return record.swap ? version_with_swap : version_of_others;
+}
+
 json body_of(const RunRecord& record) {
   const RunStatus& status = record.status;
-  return {
+  json body = {
       {"id", status.id},
       {"state", run_state_name(status.state)},
       {"request", to_json(status.request)},
@@ -198,6 +203,8 @@ json body_of(const RunRecord& record) {
       {"swap", swap_to_json(record.swap)},
       {"swapped", status.swapped},
       {"paused", record.paused}};
+  if (record.tracker_position) body["tracker_position"] = *record.tracker_position;
+  return body;
 }
 
 void read_targets(const json& list, RunRecord& record) {
@@ -277,6 +284,8 @@ RunRecord record_of(const json& body) {
   record.suspect = body.at("suspect").get<bool>();
   record.verify_only = body.at("verify_only").get<bool>();
   record.tracked = body.value("tracked", false);  // records of before there were live runs have none of these
+  if (body.contains("tracker_position"))
+    record.tracker_position = body.at("tracker_position").get<std::uint64_t>();
   record.final_pass_begun = body.value("final_pass_begun", false);
   record.cut_over = body.value("cut_over", false);
   record.swap = read_swap(body.value("swap", json(nullptr)));
@@ -334,8 +343,7 @@ std::vector<std::byte> encode_record(const RunRecord& record) {
   const std::string body = body_of(record).dump(1, ' ', false, json::error_handler_t::replace);
   char line[96];
   const int length =
-      std::snprintf(line, sizeof line, "blockferry-run %u %016llx %zu\n",
-                    record.swap ? format_version : version_without_swap,
+      std::snprintf(line, sizeof line, "blockferry-run %u %016llx %zu\n", version_of(record),
                     static_cast<unsigned long long>(crc64(std::as_bytes(std::span(body)))), body.size());
   std::vector<std::byte> content(std::size_t(length) + body.size());
   const auto head = std::as_bytes(std::span(line, std::size_t(length)));

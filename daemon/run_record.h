@@ -38,6 +38,8 @@ struct RunRecord {
   /// Live: the pinned tracker vouches for all that this record and its bitmap do not call dirty or suspect. A
   /// new tracker does so only from the first commit after it came.
   bool tracked = false;
+  /// LiveTracker::position(): the tracker holds, or has lost, whatever came to it from there on.
+  std::optional<std::uint64_t> tracker_position;
   /// Live: a final pass was begun, which overwrites the target without saying so first. If the tracker is
   /// gone with its marks when the run is taken up again, nothing on the target is vouched for (attack F).
   bool final_pass_begun = false;

@@ -67,9 +67,7 @@ class FakeQemu {
   }
   void write(std::uint64_t offset, std::uint64_t length) {
     const std::lock_guard lock(mutex);
-    for (auto& [name, bitmap] : bitmaps) {
-      if (bitmap.recording) bitmap.dirty.emplace_back(offset, length);
-    }
+    mark({offset, length});
   }
 
   /// The only way to look at what follows, or to change it: it is the server's thread's as well.
@@ -92,7 +90,8 @@ class FakeQemu {
   std::mutex mutex;
   std::map<std::string, Bitmap> bitmaps;
   std::vector<std::string> exports;
-  std::map<std::string, Trick> tricks;  ///< by command
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> on_its_way;  ///< until a transaction waits for it
+  std::map<std::string, Trick> tricks;                              ///< by command
   std::string node = "disk", drive = "disk", greeting = R"({"QMP":{"version":{},"capabilities":[]}})";
   std::uint64_t bytes = 1 << 20;
   bool running = true, read_only = false, storage_daemon = false, server = false;
@@ -172,6 +171,12 @@ class FakeQemu {
     if (command == "blockdev-del") throw std::string("Failed to find node with node-name");
     if (command == "qom-set") return drive = arguments.at("value"), json::object();
     throw "The command " + command + " has not been found";
+  }
+
+  void mark(std::pair<std::uint64_t, std::uint64_t> range) {
+    for (auto& [name, bitmap] : bitmaps) {
+      if (bitmap.recording) bitmap.dirty.push_back(range);
+    }
   }
 
   json set_running(bool now) {
@@ -275,6 +280,8 @@ class FakeQemu {
   }
 
   json transaction(const json& actions) {
+    for (const auto& range : on_its_way) mark(range);
+    on_its_way.clear();
     for (const auto& action : actions) {
       const json& data = action.at("data");
       if (action.at("type") == "block-dirty-bitmap-add") {

@@ -33,7 +33,9 @@ class QemuTrackerTest : public ::testing::Test {
   }
 
   Result<std::unique_ptr<QemuTracker>> attach() { return QemuTracker::attach(new_disk(), granule, reader()); }
-  Result<std::unique_ptr<QemuTracker>> adopt() { return QemuTracker::adopt(new_disk(), granule, reader()); }
+  Result<std::unique_ptr<QemuTracker>> adopt(std::uint64_t position = 0) {
+    return QemuTracker::adopt(new_disk(), granule, reader(), position);
+  }
 
   std::vector<std::uint64_t> collected(QemuTracker& tracker) {
     ChangeBitmap dirty(qemu.bytes / granule);
@@ -95,12 +97,25 @@ TEST_F(QemuTrackerTest, BitmapsTakeTurnsAndGoOnlyWhenReleased) {
   EXPECT_FALSE((*tracker)->losses().any());
 }
 
-TEST_F(QemuTrackerTest, AnIdleGuestLeavesNoBitmapsBehind) {
+/// For an idle guest nothing is committed, and what is not committed may not change what is found.
+TEST_F(QemuTrackerTest, AnIdleGuestKeepsItsBitmap) {
   auto tracker = attach();
   ASSERT_TRUE(tracker);
   for (int i = 0; i < 5; ++i) EXPECT_TRUE(collected(**tracker).empty());
-  EXPECT_EQ(bitmap_names().size(), 1u);
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-0"}));
   EXPECT_EQ(qemu.count("block-export-add"), 0u) << "there was nothing to be read";
+  EXPECT_EQ(qemu.count("transaction"), 5u) << "writes that are on their way are waited for";
+  EXPECT_EQ((*tracker)->position(), 0u);
+  EXPECT_TRUE(adopt(0));
+}
+
+/// A write that ends while the transaction waits for it.
+TEST_F(QemuTrackerTest, AWriteThatWasOnItsWayIsCollected) {
+  auto tracker = attach();
+  ASSERT_TRUE(tracker);
+  qemu.locked([&] { qemu.on_its_way = {{2 * granule, granule}}; });
+  EXPECT_EQ(collected(**tracker), (Granules{2}));
+  EXPECT_EQ((*tracker)->position(), 1u);
 }
 
 /// Invariant 4: what was not released is given again by whoever comes after a crash.
@@ -119,6 +134,47 @@ TEST_F(QemuTrackerTest, WhatWasNotReleasedIsGivenAgain) {
   (*again)->release();
   EXPECT_EQ(bitmap_names().size(), 1u);
   EXPECT_FALSE((*again)->losses().any());
+}
+
+/// And what was committed, and not released any more, is not.
+TEST_F(QemuTrackerTest, WhatWasCommittedIsNotGivenAgain) {
+  std::optional<std::uint64_t> committed;
+  {
+    auto tracker = attach();
+    ASSERT_TRUE(tracker);
+    qemu.write(0, granule);
+    EXPECT_EQ(collected(**tracker), (Granules{0}));
+    committed = (*tracker)->position();
+    qemu.write(granule, granule);
+  }
+  ASSERT_EQ(committed, 1u);
+  auto again = adopt(*committed);
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-1"}));
+  EXPECT_EQ(collected(**again), (Granules{1}));
+}
+
+/// The lowest one, too, which no other one tells of: nothing stands below it.
+TEST_F(QemuTrackerTest, TheLowestBitmapIsMissed) {
+  {
+    auto tracker = attach();
+    ASSERT_TRUE(tracker);
+    qemu.write(0, granule);
+    EXPECT_EQ(collected(**tracker), (Granules{0}));
+  }
+  qemu.locked([&] { qemu.bitmaps.erase("blockferry-run-0"); });
+  EXPECT_EQ(adopt(0).error().code, ErrorCode::state_damaged);
+  EXPECT_EQ(adopt(2).error().code, ErrorCode::state_damaged) << "the one of the position is not there yet";
+  EXPECT_TRUE(adopt(1));
+}
+
+/// A record that was committed before must never fit to them.
+TEST_F(QemuTrackerTest, NumbersAreNotUsedAgain) {
+  auto tracker = QemuTracker::attach(new_disk(), granule, reader(), 7);
+  ASSERT_TRUE(tracker);
+  EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-8"}));
+  EXPECT_EQ((*tracker)->position(), 8u);
+  EXPECT_EQ(adopt(7).error().code, ErrorCode::state_damaged);
 }
 
 TEST_F(QemuTrackerTest, BitmapsThatAreNotAllThereAreNotTakenUp) {

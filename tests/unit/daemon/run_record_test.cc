@@ -72,16 +72,38 @@ TEST(RunRecord, RemembersWhereASwappedVolumeLay) {
   EXPECT_EQ(record->swap->target_volume, "data_new");
 }
 
-TEST(RunRecord, OnlyARunThatSwapsNeedsTheLaterVersion) {
-  const auto begins = [](const RunRecord& record, const char* line) {
-    const auto content = encode_record(record);
-    return std::string_view(reinterpret_cast<const char*>(content.data()), content.size()).starts_with(line);
-  };
-  EXPECT_TRUE(begins(sample(), "blockferry-run 1 "));
-  EXPECT_TRUE(begins(swapped_sample(), "blockferry-run 2 "));
+std::string_view text_of(const std::vector<std::byte>& content) {
+  return {reinterpret_cast<const char*>(content.data()), content.size()};
+}
+
+TEST(RunRecord, ALaterVersionOnlyWhereItIsNeeded) {
+  RunRecord tracked = sample();
+  tracked.tracker_position = 3;
+  EXPECT_TRUE(text_of(encode_record(sample())).starts_with("blockferry-run 1 "));
+  EXPECT_TRUE(text_of(encode_record(swapped_sample())).starts_with("blockferry-run 2 "));
+  EXPECT_TRUE(text_of(encode_record(tracked)).starts_with("blockferry-run 3 "));
   RunRecord nowhere = swapped_sample();
   nowhere.swap.reset();
   EXPECT_FALSE(decode_record(encode_record(nowhere), "run-k3v9x2ab")) << "swapped, and nobody knows whence";
+}
+
+/// As ferryd has written them before there were positions.
+TEST(RunRecord, EarlierVersionsAreRead) {
+  for (const RunRecord& earlier : {sample(), swapped_sample()}) {
+    const auto content = encode_record(earlier);
+    ASSERT_EQ(text_of(content).find("tracker_position"), std::string_view::npos);
+    const auto record = decode_record(content, "run-k3v9x2ab");
+    ASSERT_TRUE(record) << record.error().message();
+    EXPECT_FALSE(record->tracker_position);
+  }
+}
+
+TEST(RunRecord, RemembersWhereItsTrackerStands) {
+  RunRecord tracked = sample();
+  tracked.tracker_position = 1ULL << 40;
+  const auto record = decode_record(encode_record(tracked), "run-k3v9x2ab");
+  ASSERT_TRUE(record) << record.error().message();
+  EXPECT_EQ(record->tracker_position, 1ULL << 40);
 }
 
 TEST(RunRecord, SurvivesARoundTripWhole) {
@@ -125,7 +147,7 @@ TEST(RunRecord, EveryFlippedBitIsNoticed) {
 }
 
 TEST(RunRecord, ALaterVersionIsLeftAlone) {
-  const auto record = decode_record(bytes_of("blockferry-run 3 0000000000000000 2\n{}"), "run-x");
+  const auto record = decode_record(bytes_of("blockferry-run 4 0000000000000000 2\n{}"), "run-x");
   ASSERT_FALSE(record);
   EXPECT_EQ(record.error().code, ErrorCode::state_newer);
 }
