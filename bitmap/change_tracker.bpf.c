@@ -2,8 +2,8 @@
 // Marks what is written to one range of one disk. A record stands for every write that was queued and whose
 // end was not seen; it is removed only by marking its range. The user's side is bitmap/ebpf_tracker.h.
 //
-//   block_bio_queue, block_split ──> records[bio] = range
-//   block_rq_complete, block_bio_complete ──> mark range, then delete records[bio]
+//   block_bio_queue, block_split ──> a record: bio, range
+//   block_rq_complete, block_bio_complete ──> mark the range, then clear the record
 //
 // A bio is matched by its address and never by its device: on its way down it may change that (the heads of
 // multipath disks do so). Marks are atomic ORs, always: testing first would lose a mark to a concurrent
@@ -53,7 +53,6 @@ struct request {
 enum req_op { REQ_OP_ZONE_RESET_ALL = 17 };
 #pragma clang attribute pop
 
-#define ENTRY_EXISTS (-17)
 #define OPERATION_MASK 0xff
 // Numbered alike by all kernels. Between WRITE_ZEROES and the drivers' own, and at 7, are operations on
 // zones.
@@ -63,6 +62,8 @@ enum req_op { REQ_OP_ZONE_RESET_ALL = 17 };
 #define WRITE_ZEROES 9
 #define FIRST_DRIVER_OPERATION 34
 #define BIOS_IN_REQUEST_MAX 4096
+#define BUCKETS_TRIED 8
+#define BIO_SHIFT 8  // a bio has this many bytes, or some more
 
 const volatile struct TrackerTarget target;
 struct TrackerCounters counters;
@@ -77,17 +78,24 @@ struct {
   __type(value, __u64);
 } marks SEC(".maps"), held SEC(".maps");
 
-/// Made in advance: an interrupt cannot allocate.
+/// A hash table without locks: the kernel's own takes four of them a write, and moves its elements from
+/// processor to processor. Of one bio nobody but its owner tells, one thing after the other; so it takes
+/// atomic operations only where two bios meet, at a free place.
 struct {
-  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(map_flags, BPF_F_MMAPABLE);
   __uint(max_entries, 1);
-  __type(key, __u64);
-  __type(value, struct TrackerRecord);
+  __type(key, __u32);
+  __type(value, struct TrackerBucket);
 } records SEC(".maps");
 
 static void count(__u64* counter) {
   __sync_fetch_and_add(counter, 1);
 }
+
+struct sector_range {
+  __u64 sector, end;
+};
 
 struct mark_context {
   __u64 first, last;  // granules
@@ -112,13 +120,14 @@ static long mark_word(__u32 index, void* data) {
   return 0;
 }
 
-static void mark(__u64 sector, __u64 end) {
-  if (sector < target.first_sector) sector = target.first_sector;
-  if (end > target.first_sector + target.sectors) end = target.first_sector + target.sectors;
-  if (sector >= end) return;
+static void mark(struct sector_range range) {
+  const __u64 begin = target.first_sector, end = begin + target.sectors;
+  if (range.sector < begin) range.sector = begin;
+  if (range.end > end) range.end = end;
+  if (range.sector >= range.end) return;
   struct mark_context context = {
-      .first = (sector - target.first_sector) >> target.granule_shift,
-      .last = (end - 1 - target.first_sector) >> target.granule_shift,
+      .first = (range.sector - begin) >> target.granule_shift,
+      .last = (range.end - 1 - begin) >> target.granule_shift,
   };
   const __u32 words = context.last / 64 - context.first / 64 + 1;
   if (words == 1)
@@ -135,10 +144,6 @@ static bool is_target(const struct gendisk* disk) {
   return disk->major == target.major && disk->first_minor == target.first_minor &&
          disk->diskseq == target.disk_sequence;
 }
-
-struct sector_range {
-  __u64 sector, end;
-};
 
 static bool resets_all_zones(unsigned int operation, __u64 sector) {
   if (bpf_core_enum_value_exists(enum req_op, REQ_OP_ZONE_RESET_ALL))
@@ -160,36 +165,84 @@ static struct sector_range range_of(unsigned int flags, __u64 sector, unsigned i
   return (struct sector_range){sector, sector + target.zone_sectors};
 }
 
-static bool covers(const struct TrackerRecord* record, const struct TrackerRecord* other) {
-  return record->sector <= other->sector && record->end >= other->end;
+/// Bios of one slab lie side by side, and so do their records: few pages of the table are in use, whose
+/// addresses the processor has at hand. A hash that scatters took a walk through page tables for each.
+static struct TrackerBucket* bucket_of(__u64 bio, __u32 step) {
+  __u32 low;  // a number: the verifier lets nobody shift pointers
+  asm("%0 = %1" : "=w"(low) : "w"((__u32)bio));
+  const __u32 index = ((low >> BIO_SHIFT) + step) & target.bucket_mask;
+  return bpf_map_lookup_elem(&records, &index);
+}
+
+struct place {
+  struct TrackerBucket* bucket;
+  int number;
+};
+
+/// Where the bio's record stands, or no bucket.
+static __always_inline struct place find(__u64 bio) {
+  for (__u32 step = 0; step < BUCKETS_TRIED; ++step) {
+    struct TrackerBucket* bucket = bucket_of(bio, step);
+    if (!bucket) break;
+    for (int i = 0; i < TRACKER_BUCKET_RECORDS; ++i) {
+      if (bucket->bios[i] == bio) return (struct place){bucket, i};
+    }
+    if (!bucket->overflowed) break;
+  }
+  return (struct place){NULL, 0};
+}
+
+static __always_inline struct sector_range recorded_at(struct place place) {
+  const __u64 first = place.bucket->first_sectors[place.number];
+  const __u32 sectors = place.bucket->sectors[place.number];
+  return (struct sector_range){first, sectors == TRACKER_TO_THE_END ? ~0ULL : first + sectors};
+}
+
+static __always_inline void record_at(struct place place, struct sector_range range) {
+  const __u64 sectors = range.end - range.sector;
+  place.bucket->first_sectors[place.number] = range.sector;
+  place.bucket->sectors[place.number] = sectors < TRACKER_TO_THE_END ? sectors : TRACKER_TO_THE_END;
+}
+
+/// Whoever reads the address and not yet the range takes the write for one that is queued later.
+static __always_inline bool insert(__u64 bio, struct sector_range range) {
+  for (__u32 step = 0; step < BUCKETS_TRIED; ++step) {
+    struct TrackerBucket* bucket = bucket_of(bio, step);
+    if (!bucket) break;
+    for (int i = 0; i < TRACKER_BUCKET_RECORDS; ++i) {
+      if (bucket->bios[i] || __sync_val_compare_and_swap(&bucket->bios[i], 0, bio)) continue;
+      record_at((struct place){bucket, i}, range);
+      return true;
+    }
+    bucket->overflowed = 1;
+  }
+  return false;
+}
+
+static __always_inline bool covers(struct sector_range range, struct sector_range other) {
+  return range.sector <= other.sector && range.end >= other.end;
 }
 
 /// `part`: of a bio that is being split. device-mapper goes on with the remainder as the very bio that was
 /// queued, and tells of one end only, that of all its parts: so what the bio was queued with stays on record.
 static void remember(struct bio* bio, bool part) {
-  const __u64 key = (__u64)bio;
   const struct sector_range range = range_of(bio->bi_opf, bio->bi_iter.bi_sector, bio->bi_iter.bi_size);
-  struct TrackerRecord record = {.sector = range.sector, .end = range.end, .queued_ns = bpf_ktime_get_ns()};
-  // Of 32 bits: before 6.3 the kernel does not extend the sign of what its maps answer.
-  int status = bpf_map_update_elem(&records, &key, &record, BPF_NOEXIST);
-  if (status == ENTRY_EXISTS) {
-    const struct TrackerRecord* old = bpf_map_lookup_elem(&records, &key);
-    if (part && old && covers(old, &record)) return;
-    if (old) mark(old->sector, old->end);  // its end was not seen, and the bio serves again
-    count(&counters.ends_unseen);
-    status = bpf_map_update_elem(&records, &key, &record, BPF_ANY);
+  const struct place place = find((__u64)bio);
+  if (!place.bucket) {
+    if (!insert((__u64)bio, range)) count(&counters.records_refused);
+    return;
   }
-  if (status) count(&counters.records_refused);
+  const struct sector_range old = recorded_at(place);
+  if (part && covers(old, range)) return;
+  mark(old);  // its end was not seen, and the bio serves again
+  count(&counters.ends_unseen);
+  record_at(place, range);
 }
 
-/// Marked first, deleted then: whoever finds no record finds the mark.
-static bool forget(struct bio* bio) {
-  const __u64 key = (__u64)bio;
-  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &key);
-  if (!record) return false;
-  mark(record->sector, record->end);
-  bpf_map_delete_elem(&records, &key);
-  return true;
+/// Marked first, cleared then: whoever finds no record finds the mark.
+static __always_inline void end(struct place place, bool whole) {
+  mark(recorded_at(place));
+  if (whole) *(volatile __u64*)&place.bucket->bios[place.number] = 0;
 }
 
 SEC("tp_btf/block_bio_queue")
@@ -213,13 +266,11 @@ struct walk_context {
 
 /// The end of the request's next bio, or of a part of it.
 static void end_one(struct walk_context* context, __u64 bio, __u64 sector, unsigned int bytes) {
-  const struct TrackerRecord* record = bpf_map_lookup_elem(&records, &bio);
-  if (record) {
-    mark(record->sector, record->end);
-    if (bytes <= context->bytes_left) bpf_map_delete_elem(&records, &bio);
+  const struct place place = find(bio);
+  if (place.bucket) {
+    end(place, bytes <= context->bytes_left);
   } else if (context->is_target) {  // queued before the tracker came
-    const struct sector_range range = range_of(context->flags, sector, bytes);
-    mark(range.sector, range.end);
+    mark(range_of(context->flags, sector, bytes));
   }
   context->bytes_left -= bytes < context->bytes_left ? bytes : context->bytes_left;
 }
@@ -258,14 +309,17 @@ int BPF_PROG(on_request_complete, struct request* request, int error, unsigned i
 
 /// A part that nobody told of the splitting of (md's) leads to the whole, which ends after all its parts.
 static bool whole_stands(const struct bio* part) {
-  const __u64 key = (__u64)part->bi_private;
-  return bpf_map_lookup_elem(&records, &key) != NULL;
+  return part->bi_private && find((__u64)part->bi_private).bucket;
 }
 
 /// Of devices without requests. By now the bio has forgotten its range.
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(on_bio_complete, struct request_queue* queue, struct bio* bio) {
-  if (!changes_data(bio->bi_opf) || forget(bio)) return 0;
-  if (bio->bi_bdev && is_target(bio->bi_bdev->bd_disk) && !whole_stands(bio)) count(&counters.ends_unmatched);
+  if (!changes_data(bio->bi_opf)) return 0;
+  const struct place place = find((__u64)bio);
+  if (place.bucket)
+    end(place, true);
+  else if (bio->bi_bdev && is_target(bio->bi_bdev->bd_disk) && !whole_stands(bio))
+    count(&counters.ends_unmatched);
   return 0;
 }

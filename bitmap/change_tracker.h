@@ -5,7 +5,9 @@
 
 #include <linux/types.h>
 
-#define TRACKER_LAYOUT 4
+#define TRACKER_LAYOUT 5
+#define TRACKER_BUCKET_RECORDS 3
+#define TRACKER_TO_THE_END 0xffffffffU
 
 /// Which writes count: those to a range of one disk. The sequence number tells a disk from another one that
 /// bears its name later.
@@ -18,13 +20,16 @@ struct TrackerTarget {
   __u64 sectors;
   __u32 granule_shift;  // a granule has 1 << granule_shift sectors
   __u32 zone_sectors;   // of a zone; 0: the disk has none
+  __u32 bucket_mask;    // of records: one less than their number, a power of two
 };
 
-/// A write that was queued and whose end was not seen.
-struct TrackerRecord {
-  __u64 sector;
-  __u64 end;
-  __u64 queued_ns;  // CLOCK_MONOTONIC
+/// Records of writes that were queued and whose end was not seen: one line of the cache, so that either end
+/// of a write has to fetch no more than that.
+struct TrackerBucket {
+  __u64 bios[TRACKER_BUCKET_RECORDS];  // their addresses; 0: a free place
+  __u64 first_sectors[TRACKER_BUCKET_RECORDS];
+  __u32 sectors[TRACKER_BUCKET_RECORDS];  // TRACKER_TO_THE_END: all that follow
+  __u32 overflowed;                       // a record found no room here, and went to the next bucket
 };
 
 struct TrackerCounters {

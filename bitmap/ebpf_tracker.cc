@@ -33,6 +33,11 @@ constexpr std::uint64_t sector_bytes = 512;
 constexpr std::size_t page_bytes = 4096;
 constexpr std::uint64_t page_words = ChangeBitmap::page_bits / 64;
 
+/// Room for three times as many: some buckets are full long before others.
+unsigned buckets_for(unsigned queued_writes_max) {
+  return std::bit_ceil(queued_writes_max);
+}
+
 Result<std::uint64_t> number_in(const std::filesystem::path& file, const std::string& device) {
   std::ifstream in(file);
   std::uint64_t value = 0;
@@ -128,23 +133,25 @@ struct EbpfTracker::Kernel {
     for (std::uint64_t* const map : words) {
       if (map != nullptr) ::munmap(map, words_bytes());
     }
+    if (buckets != nullptr) ::munmap(buckets, bucket_count * sizeof(TrackerBucket));
     if (counts != nullptr) ::munmap(counts, page_bytes);
   }
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
 
   std::size_t words_bytes() const { return pages * page_words * sizeof(std::uint64_t); }
-  int load(const TrackerTarget& wanted, unsigned queued_writes_max);
+  int load(const TrackerTarget& wanted);
   int take(change_tracker& skeleton);
   int map_memory();
   int open_pins(const std::string& directory);
   int pin(const std::string& directory) const;
-  Result<std::vector<TrackerRecord>> read_records() const;
 
   std::uint64_t pages = 0;
+  std::size_t bucket_count = 0;
   FileDescriptor maps[map_count];
   FileDescriptor links[link_count];
   std::uint64_t* words[2] = {nullptr, nullptr};  ///< of `marks` and `held`
+  TrackerBucket* buckets = nullptr;
   TrackerCounters* counts = nullptr;
 };
 
@@ -159,13 +166,13 @@ Skeleton open_skeleton() {
 
 }  // namespace
 
-int EbpfTracker::Kernel::load(const TrackerTarget& wanted, unsigned queued_writes_max) {
+int EbpfTracker::Kernel::load(const TrackerTarget& wanted) {
   const Skeleton skeleton = open_skeleton();
   if (skeleton == nullptr) return errno;
   skeleton->rodata->target = wanted;
   bpf_map__set_max_entries(skeleton->maps.marks, unsigned(pages * page_words));
   bpf_map__set_max_entries(skeleton->maps.held, unsigned(pages * page_words));
-  bpf_map__set_max_entries(skeleton->maps.records, queued_writes_max);
+  bpf_map__set_max_entries(skeleton->maps.records, wanted.bucket_mask + 1);
   const int status = change_tracker__load(skeleton.get());
   return status != 0 ? -status : take(*skeleton);
 }
@@ -193,18 +200,17 @@ int EbpfTracker::Kernel::take(change_tracker& skeleton) {
 }
 
 int EbpfTracker::Kernel::map_memory() {
-  const auto map = [](int fd, std::size_t bytes) {
-    return ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  const auto map = [this]<typename Value>(std::size_t index, std::size_t bytes, Value*& mapped) {
+    void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, maps[index].get(), 0);
+    if (memory == MAP_FAILED) return false;
+    mapped = static_cast<Value*>(memory);
+    return true;
   };
-  for (const std::size_t index : {marks, held}) {
-    void* const memory = map(maps[index].get(), words_bytes());
-    if (memory == MAP_FAILED) return errno;
-    words[index] = static_cast<std::uint64_t*>(memory);
-  }
-  void* const memory = map(maps[counters].get(), page_bytes);
-  if (memory == MAP_FAILED) return errno;
-  counts = static_cast<TrackerCounters*>(memory);
-  return 0;
+  bucket_count = info_of_map(maps[records].get()).max_entries;
+  const bool done = map(marks, words_bytes(), words[marks]) && map(held, words_bytes(), words[held]) &&
+                    map(records, bucket_count * sizeof(TrackerBucket), buckets) &&
+                    map(counters, page_bytes, counts);
+  return done ? 0 : errno;
 }
 
 int EbpfTracker::Kernel::pin(const std::string& directory) const {
@@ -275,8 +281,9 @@ EbpfTracker::~EbpfTracker() = default;
 Result<std::unique_ptr<EbpfTracker>> EbpfTracker::attach(const TrackedRange& range,
                                                          const EbpfTrackerOptions& options) {
   std::unique_ptr<EbpfTracker> made(new EbpfTracker(range, options.granule_bytes));
-  const auto wanted = target_of(range, options.granule_bytes);
-  if (const int error = made->kernel_->load(wanted, options.queued_writes_max); error != 0)
+  auto wanted = target_of(range, options.granule_bytes);
+  wanted.bucket_mask = buckets_for(options.queued_writes_max) - 1;
+  if (const int error = made->kernel_->load(wanted); error != 0)
     return fail(kernel_error(error, "load and attach the tracker's programs"));
   made->wait_for_earlier_writes();
   return made;
@@ -355,6 +362,8 @@ Result<std::unique_ptr<EbpfTracker>> EbpfTracker::adopt(const std::string& direc
     if (info_of_map(kernel.maps[index].get()).max_entries != kernel.pages * page_words)
       return foreign("its marks are not those of this volume");
   }
+  if (info_of_map(kernel.maps[records].get()).max_entries != found.bucket_mask + 1)
+    return foreign("its records are not those of this volume");
   made->give_again_ = true;
   if (const int error = kernel.map_memory(); error != 0)
     return fail(kernel_error(error, "map the tracker's marks"));
@@ -397,9 +406,7 @@ Result<void> EbpfTracker::collect(ChangeBitmap& dirty) {
     if (!all_zero({kernel_->words[marks] + page * page_words, page_words})) take_marks(page, dirty);
   }
   give_again_ = false;
-  const auto standing = queued();
-  if (!standing) return fail(standing.error());
-  for (const auto& range : *standing) dirty.set(range);
+  for (const auto& range : queued()) dirty.set(range);
   return {};
 }
 
@@ -409,34 +416,20 @@ void EbpfTracker::release() {
   }
 }
 
-Result<std::vector<TrackerRecord>> EbpfTracker::Kernel::read_records() const {
-  const int fd = maps[records].get();
-  const std::uint32_t room = info_of_map(fd).max_entries;
-  std::vector<std::uint64_t> keys(room);
-  std::vector<TrackerRecord> part(room), all;
-  std::uint32_t from = 0, position = 0;
-  std::uint32_t* start = nullptr;
-  // In parts: records that come and go while the table is read may be more than it holds at a time.
-  for (bool more = true; more; from = position, start = &from) {
-    std::uint32_t count = room;
-    more = ::bpf_map_lookup_batch(fd, start, &position, keys.data(), part.data(), &count, nullptr) == 0;
-    if (!more && errno != ENOENT) return fail(kernel_error(errno, "read the tracker's records"));
-    all.insert(all.end(), part.begin(), part.begin() + std::ptrdiff_t(count));
-  }
-  return all;
-}
-
-Result<std::vector<GranuleRange>> EbpfTracker::queued() {
-  const auto found = kernel_->read_records();
-  if (!found) return fail(found.error());
+std::vector<GranuleRange> EbpfTracker::queued() {
   const std::uint64_t begin = range_.offset / sector_bytes, end = begin + range_.bytes / sector_bytes;
   std::vector<GranuleRange> ranges;
-  for (const auto& record : *found) {
-    const std::uint64_t first = std::max<std::uint64_t>(record.sector, begin);
-    const std::uint64_t last = std::min<std::uint64_t>(record.end, end);
-    if (first >= last) continue;
+  const auto add = [&](std::uint64_t first_sector, std::uint32_t sectors) {
+    const std::uint64_t first = std::max(first_sector, begin);
+    const std::uint64_t last = sectors == TRACKER_TO_THE_END ? end : std::min(first_sector + sectors, end);
+    if (first >= last) return;
     const std::uint64_t granule = (first - begin) * sector_bytes / granule_bytes_;
     ranges.push_back({granule, ((last - begin) * sector_bytes - 1) / granule_bytes_ + 1 - granule});
+  };
+  for (TrackerBucket& bucket : std::span(kernel_->buckets, kernel_->bucket_count)) {
+    for (std::size_t i = 0; i < TRACKER_BUCKET_RECORDS; ++i) {
+      if (std::atomic_ref(bucket.bios[i]).load() != 0) add(bucket.first_sectors[i], bucket.sectors[i]);
+    }
   }
   return ranges;
 }

@@ -4,8 +4,8 @@
 //
 // collect() moves the marks to a second set, and only release() empties that one.
 //
-// Kernel memory: two bits a granule (64 MiB for 1 TiB of 4 KiB granules), and 64 bytes for each write that
-// may be queued at a time.
+// Kernel memory: two bits a granule (64 MiB for 1 TiB of 4 KiB granules), and some 50 bytes for each write
+// that may be queued at a time.
 #pragma once
 
 #include <cstdint>
@@ -62,7 +62,7 @@ class EbpfTracker : public LiveTracker {
 
   Result<void> collect(ChangeBitmap& dirty) override;
   void release() override;
-  Result<std::vector<GranuleRange>> queued() override;
+  std::vector<GranuleRange> queued() override;
   bool device_idle() override;
   TrackerLosses losses() override;
 

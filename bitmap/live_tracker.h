@@ -56,7 +56,7 @@ class LiveTracker {
   virtual std::optional<std::uint64_t> position() { return std::nullopt; }
 
   /// Writes that were queued and whose end was not seen, as granules. None: nothing is on its way.
-  virtual Result<std::vector<GranuleRange>> queued() = 0;
+  virtual std::vector<GranuleRange> queued() = 0;
   /// By the kernel's own count nothing is on its way to the disk. No proof by itself: writes may wait in a
   /// scheduler.
   virtual bool device_idle() = 0;

@@ -46,7 +46,7 @@ class QemuTracker : public LiveTracker {
   void release() override;
   std::optional<std::uint64_t> position() override { return given_; }
   /// A transaction of QEMU's waits for what is on its way, and so does stopping the guest.
-  Result<std::vector<GranuleRange>> queued() override { return std::vector<GranuleRange>(); }
+  std::vector<GranuleRange> queued() override { return {}; }
   bool device_idle() override { return true; }
   TrackerLosses losses() override { return losses_; }
 

@@ -195,14 +195,10 @@ void RunCore::cutover_step_done(const Result<void>& outcome) {
 bool RunCore::drained() {
   if (swaps()) return true;  // a suspended map has no write under way; what is queued for it waits there
   const auto queued = live_.tracker->queued();
-  if (!queued) {
-    fail_run(queued.error());
-    return false;
-  }
   const bool idle = live_.tracker->device_idle();
-  if (*queued != cutover_.standing || !(idle || queued->empty())) cutover_.standing_since = clock_.now();
-  cutover_.standing = *queued;
-  return (idle && queued->empty()) || clock_.now() - cutover_.standing_since >= standing_believed;
+  if (queued != cutover_.standing || !(idle || queued.empty())) cutover_.standing_since = clock_.now();
+  cutover_.standing = queued;
+  return (idle && queued.empty()) || clock_.now() - cutover_.standing_since >= standing_believed;
 }
 
 void RunCore::drain() {

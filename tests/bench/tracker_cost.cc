@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// tracker_cost DEVICE TOGGLES: attaches and detaches the tracker while somebody writes to the device, a
-// second each; prints the writes a second of both, pair by pair. Last comes what the programs take by the
-// kernel's own statistics: nanoseconds a write. Those cost something too, hence apart from the pairs.
+// tracker_cost DEVICE TOGGLES [TRACKED]: attaches and detaches the tracker while somebody writes to the
+// device, a second each; prints the writes a second of both, pair by pair. Last comes what the programs take
+// by the kernel's own statistics: nanoseconds a write. Those cost something too, hence apart from the pairs.
+// With TRACKED the tracker is another device's: its programs are called, and find that there is nothing to
+// do.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -63,10 +65,10 @@ std::unique_ptr<EbpfTracker> attached(const TrackedRange& range) {
 }
 
 /// Precondition: nobody else loads programs meanwhile.
-double nanoseconds_a_write(const TrackedRange& range) {
+double nanoseconds_a_write(const TrackedRange& range, const TrackedRange& tracked) {
   const FileDescriptor statistics(::bpf_enable_stats(BPF_STATS_RUN_TIME));
   const auto others = programs();
-  const auto tracker = attached(range);
+  const auto tracker = attached(tracked);
   auto own = programs();
   for (const std::uint32_t id : others) own.erase(id);
   const double writes = writes_done(range), nanoseconds = nanoseconds_of(own);
@@ -77,16 +79,16 @@ double nanoseconds_a_write(const TrackedRange& range) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
-  const auto range = tracked_range_of(argv[1]);
-  if (!range) {
-    std::fprintf(stderr, "%s\n", range.error().message().c_str());
+  if (argc != 3 && argc != 4) return 2;
+  const auto range = tracked_range_of(argv[1]), tracked = tracked_range_of(argv[argc == 4 ? 3 : 1]);
+  if (!range || !tracked) {
+    std::fprintf(stderr, "%s\n", (range ? tracked : range).error().message().c_str());
     return 1;
   }
   for (int i = 0; i < std::atoi(argv[2]); ++i) {
     const double off = writes_per_second(*range);
-    const auto tracker = attached(*range);
+    const auto tracker = attached(*tracked);
     std::printf("%.0f %.0f\n", off, writes_per_second(*range));
   }
-  std::printf("%.0f\n", nanoseconds_a_write(*range));
+  std::printf("%.0f\n", nanoseconds_a_write(*range, *tracked));
 }

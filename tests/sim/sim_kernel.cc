@@ -157,7 +157,7 @@ class SimTracker : public LiveTracker {
     world_.step();
     kernel_.held.clear();
   }
-  Result<std::vector<GranuleRange>> queued() override {
+  std::vector<GranuleRange> queued() override {
     world_.step();
     std::vector<GranuleRange> ranges;
     for (const auto& [number, range] : kernel_.records) ranges.push_back(range);

@@ -115,6 +115,33 @@ TEST_F(EbpfTrackerTest, MoreWritesAtATimeThanThereIsRoomForAreALoss) {
   EXPECT_TRUE(tracker->losses().any());
 }
 
+/// Sixteen writes at a time, in a table of eight buckets.
+TEST_F(EbpfTrackerTest, RecordsWhoseBucketIsFullFindRoomInTheNext) {
+  const LoopDevice disk(scratch_.file("disk", 64 * MiB));
+  ASSERT_TRUE(disk.valid());
+  EbpfTrackerOptions options;
+  options.queued_writes_max = 8;
+  auto tracker = attached(disk.path(), options);
+  ASSERT_TRUE(tracker);
+  const auto fd = open_direct(disk.path());
+  constexpr unsigned writers_count = 16, rounds = 200;
+  std::vector<std::thread> writers;
+  for (unsigned writer = 0; writer < writers_count; ++writer) {
+    writers.emplace_back([&, writer] {
+      Granules data(1);
+      for (unsigned i = 0; i < rounds; ++i) {
+        const off_t granule = off_t(i) * writers_count * 2 + writer * 2;  // every other one
+        EXPECT_EQ(::pwrite(fd.get(), data.data(), page, granule * off_t(page)), ssize_t(page));
+      }
+    });
+  }
+  for (auto& writer : writers) writer.join();
+  std::set<std::uint64_t> written;
+  for (std::uint64_t i = 0; i < std::uint64_t(rounds) * writers_count; ++i) written.insert(i * 2);
+  expect_marks(*tracker, collected(*tracker, 64 * MiB / page), written);
+  expect_no_losses(*tracker);
+}
+
 TEST_F(EbpfTrackerTest, GranulesMayBeLarger) {
   const LoopDevice disk(scratch_.file("disk", 64 * MiB + 512 * 7));
   ASSERT_TRUE(disk.valid());
