@@ -56,12 +56,22 @@ std::uint64_t zone_bytes_of(const std::filesystem::path& disk) {
   return sectors * sector_bytes;
 }
 
+/// Such a kernel does not say so: it does not know the functions any more that read its memory.
+bool keeps_its_memory_confidential() {
+  std::string modes;
+  std::getline(std::ifstream("/sys/kernel/security/lockdown"), modes);
+  return modes.find("[confidentiality]") != std::string::npos;
+}
+
 Error kernel_error(int errno_value, const char* operation) {
   Error error = error_from_errno(errno_value, operation, "");
   error.code = ErrorCode::unsupported;
-  if (errno_value == EPERM || errno_value == EACCES)
-    error.hint = "tracking live volumes needs CAP_BPF and CAP_PERFMON, and a kernel that is not locked down";
-  if (errno_value == ENOENT || errno_value == ESRCH || errno_value == EINVAL)
+  if (keeps_its_memory_confidential())
+    error.hint =
+        "this kernel is locked down for confidentiality; tracking live volumes is possible up to integrity";
+  else if (errno_value == EPERM || errno_value == EACCES)
+    error.hint = "tracking live volumes needs CAP_BPF and CAP_PERFMON";
+  else if (errno_value == ENOENT || errno_value == ESRCH || errno_value == EINVAL)
     error.hint = "tracking live volumes needs a kernel with BTF, 5.17 or later";
   return error;
 }
