@@ -25,7 +25,8 @@ usr/share/bash-completion/completions/ferryctl
 usr/share/blockferry/openapi.json
 usr/share/doc/blockferry/ARCHITECTURE.md
 usr/share/doc/blockferry/LICENSE
-usr/share/doc/blockferry/README.md"
+usr/share/doc/blockferry/README.md
+$(cd "$(dirname "$0")/../.." && find docs -type f | sort | sed 's|^|usr/share/doc/blockferry/|')"
 installed=$(cd "$root" && find . -type f | sed 's|^\./||' | sort)
 [ "$installed" = "$expected" ] || fail "installed is: $(diff <(echo "$expected") <(echo "$installed"))"
 [ -x "$root/usr/bin/ferryctl" ] && [ -x "$root/usr/sbin/ferryd" ] || fail "the programs are not executable"
