@@ -46,7 +46,7 @@ NbdChannel::~NbdChannel() {
 
 void NbdChannel::submit(NbdPiece& piece) {
   piece.channel = this;
-  bytes_outstanding_ += piece.bytes;
+  bytes_outstanding_ += piece.load_bytes();
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
@@ -163,7 +163,7 @@ void NbdChannel::finish_completed() {
 }
 
 void NbdChannel::finish(NbdPiece& piece) {
-  bytes_outstanding_ -= piece.bytes;
+  bytes_outstanding_ -= piece.load_bytes();
   options_.done(piece);
 }
 

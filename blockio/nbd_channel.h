@@ -38,6 +38,8 @@ struct NbdPiece {
   void* owner = nullptr;
 
   class NbdChannel* channel = nullptr;  ///< its own
+
+  std::uint64_t load_bytes() const { return command == NbdCommand::block_status ? 0 : bytes; }
 };
 
 struct NbdChannelOptions {
@@ -57,7 +59,7 @@ class NbdChannel {
 
   /// From one thread.
   void submit(NbdPiece& piece);
-  /// Submitted and not done: for spreading the load.
+  /// Submitted and not done, without what asks only: for spreading the load.
   std::uint64_t bytes_outstanding() const { return bytes_outstanding_; }
 
  private:

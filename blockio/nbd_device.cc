@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <future>
 #include <map>
 
 #include "blockio/base/check.h"
@@ -15,8 +16,9 @@ namespace blockferry {
 
 namespace {
 
-// Larger ones leave the processor's cache on their way through the server's buffer and ours.
-constexpr std::uint64_t piece_bytes_wanted = 256 * KiB;
+// Each piece costs both ends a few wake-ups; larger ones leave the processor's cache on their way through the
+// server's buffer and ours.
+constexpr std::uint64_t piece_bytes_wanted = 1 * MiB;
 constexpr std::uint64_t zero_run_bytes_min = 32 * KiB;
 constexpr std::uint64_t status_bytes_wanted = 1 * GiB;
 constexpr Nanoseconds status_patience = std::chrono::seconds(10);
@@ -31,9 +33,12 @@ struct Transfer {
   std::size_t tail_bytes = 0;        ///< of it are the request's
 };
 
-/// An answer that the run's thread waits for, but not for ever.
+/// About holes: asked ahead, so that the answer is there when the run's thread needs it. It waits for a late
+/// one, but not for ever, and not twice.
 struct Question {
   NbdPiece piece;
+  bool stale = false;  ///< asked before forget_regions()
+  bool late = false;
   std::mutex mutex;
   std::condition_variable answered;
   bool done = false;
@@ -44,12 +49,12 @@ class NbdDevice : public Device {
   NbdDevice(FileQueue& queue, DeviceInfo info, const NbdExport& about, const NbdDeviceOptions& options);
   ~NbdDevice() override;
 
-  Result<void> open_channels(NbdConnection first, const NbdAddress& address);
+  void open_channels(NbdConnection first, const NbdAddress& address);
 
   const DeviceInfo& info() const override { return info_; }
   void submit(IoRequest& request) override;
   Result<DeviceRegion> region_at(std::uint64_t offset) override;
-  void forget_regions() override { regions_.clear(); }
+  void forget_regions() override;
   std::optional<std::string> change_stamp() override { return std::nullopt; }  // servers do not tell
   std::uint64_t doubts() override;
 
@@ -64,16 +69,19 @@ class NbdDevice : public Device {
   void transfer_done(Transfer& transfer);
   int outcome_of_flush(int error);
   void connection_lost(std::span<NbdPiece* const> in_flight);
-  Result<std::vector<NbdExtent>> ask_for_status(ByteRange range);
+  void ask_for_status(std::uint64_t offset);
+  bool answered(Question& question) const;
+  bool learn_regions(std::uint64_t offset);
+  void drop_regions_before(std::uint64_t offset);
 
   FileQueue& queue_;
   const DeviceInfo info_;
   const NbdExport about_;
   const NbdDeviceOptions options_;
   const std::uint64_t piece_bytes_;
-  std::uint64_t regions_begin_ = 0;     ///< of the first of:
-  std::deque<NbdExtent> regions_;       ///< as the server last told
-  std::unique_ptr<Question> question_;  ///< the last one; its piece may still be with its channel
+  std::uint64_t regions_begin_ = 0, regions_end_ = 0;  ///< of all of:
+  std::deque<NbdExtent> regions_;                      ///< as the server last told
+  std::unique_ptr<Question> question_;                 ///< under way, or its answer not taken yet
 
   // Shared with the channels' threads.
   std::mutex mutex_;
@@ -93,6 +101,15 @@ std::uint64_t piece_bytes_of(const NbdExport& about) {
   return std::min(wanted, most);
 }
 
+/// Several share a link better than one. A local server runs on our own processors, as the run's other volume
+/// may: threads beyond their number only get into each other's way.
+unsigned connections_for(const NbdAddress& address) {
+  constexpr unsigned most = 4;
+  const auto uri = parse_nbd_uri(address.uri);
+  const bool local = uri && !uri->socket_path.empty();
+  return local ? std::clamp(std::thread::hardware_concurrency() / 2, 1U, most) : most;
+}
+
 NbdDevice::NbdDevice(FileQueue& queue, DeviceInfo info, const NbdExport& about,
                      const NbdDeviceOptions& options)
     : queue_(queue),
@@ -107,7 +124,7 @@ NbdDevice::~NbdDevice() {
   BLOCKFERRY_CHECK(transfers_.empty(), "an NBD device was destroyed under its requests");
 }
 
-Result<void> NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
+void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
   NbdChannelOptions options;
   options.address = address;
   options.bytes = about_.bytes;
@@ -116,13 +133,18 @@ Result<void> NbdDevice::open_channels(NbdConnection first, const NbdAddress& add
   options.done = [this](NbdPiece& piece) { piece_done(piece); };
   options.lost = [this](std::span<NbdPiece* const> in_flight) { connection_lost(in_flight); };
   channels_.push_back(std::make_unique<NbdChannel>(std::move(first), options));
-  const unsigned count = about_.can_multi_conn ? std::max(options_.connections_max, 1U) : 1;
-  while (channels_.size() < count) {
-    auto another = NbdConnection::connect(address, options_.connect_timeout);
-    if (!another) break;  // a server with a limit: what there is will do
-    channels_.push_back(std::make_unique<NbdChannel>(std::move(*another), options));
+  const unsigned wanted = options_.connections != 0 ? options_.connections : connections_for(address);
+  const unsigned count = about_.can_multi_conn ? wanted : 1;
+  // At once: each takes several turns of the link to be made.
+  std::vector<std::future<Result<NbdConnection>>> others;
+  while (others.size() + 1 < count)
+    others.push_back(
+        std::async(std::launch::async, NbdConnection::connect, std::cref(address), options_.connect_timeout));
+  for (auto& other : others) {
+    auto connection = other.get();
+    if (!connection) continue;  // a server with a limit: what there is will do
+    channels_.push_back(std::make_unique<NbdChannel>(std::move(*connection), options));
   }
-  return {};
 }
 
 // Requests go out.
@@ -285,16 +307,11 @@ std::uint64_t NbdDevice::doubts() {
 Result<DeviceRegion> NbdDevice::region_at(std::uint64_t offset) {
   if (!about_.tells_holes) return DeviceRegion{false, info_.bytes};
   if (offset < regions_begin_) regions_.clear();
-  while (!regions_.empty() && regions_begin_ + regions_.front().bytes <= offset) {
-    regions_begin_ += regions_.front().bytes;
-    regions_.pop_front();
-  }
-  if (regions_.empty()) {
-    auto extents = ask_for_status({offset, std::min(status_bytes_wanted, info_.bytes - offset)});
-    if (!extents) return DeviceRegion{false, std::min(info_.bytes, offset + status_bytes_wanted)};
-    regions_.assign(extents->begin(), extents->end());
-    regions_begin_ = offset;
-  }
+  drop_regions_before(offset);
+  if (regions_.empty() && !learn_regions(offset))
+    return DeviceRegion{false, std::min(info_.bytes, offset + status_bytes_wanted)};
+  const bool soon = regions_end_ - offset <= status_bytes_wanted / 2;
+  if (soon && regions_end_ < info_.bytes && question_ == nullptr) ask_for_status(regions_end_);
   constexpr std::uint32_t reads_as_zeroes = 2;  // NBD_STATE_ZERO
   const auto is_hole = [](const NbdExtent& extent) { return (extent.flags & reads_as_zeroes) != 0; };
   std::uint64_t end = regions_begin_;
@@ -305,25 +322,52 @@ Result<DeviceRegion> NbdDevice::region_at(std::uint64_t offset) {
   return DeviceRegion{is_hole(regions_.front()), std::min(end, info_.bytes)};
 }
 
-/// Waits for the answer. A server that takes its time over one is not asked a second question meanwhile.
-Result<std::vector<NbdExtent>> NbdDevice::ask_for_status(ByteRange range) {
-  const auto late = [this] { return fail(error_from_errno(ETIMEDOUT, "read the holes of", info_.uri)); };
-  if (question_ != nullptr) {
-    const std::lock_guard lock(question_->mutex);
-    if (!question_->done) return late();
+void NbdDevice::forget_regions() {
+  regions_.clear();
+  if (question_ != nullptr) question_->stale = true;
+}
+
+void NbdDevice::drop_regions_before(std::uint64_t offset) {
+  while (!regions_.empty() && regions_begin_ + regions_.front().bytes <= offset) {
+    regions_begin_ += regions_.front().bytes;
+    regions_.pop_front();
   }
+}
+
+void NbdDevice::ask_for_status(std::uint64_t offset) {
   question_ = std::make_unique<Question>();
   NbdPiece& piece = question_->piece;
   piece.command = NbdCommand::block_status;
-  piece.offset = range.offset;
-  piece.bytes = range.bytes;
+  piece.offset = offset;
+  piece.bytes = std::min(status_bytes_wanted, info_.bytes - offset);
   piece.owner = question_.get();
   quietest_channel().submit(piece);
-  std::unique_lock lock(question_->mutex);
-  if (!question_->answered.wait_for(lock, status_patience, [&] { return question_->done; })) return late();
-  if (piece.error != 0) return fail(error_from_errno(piece.error, "read the holes of", info_.uri));
-  if (piece.extents.empty()) return late();
-  return std::move(piece.extents);
+}
+
+bool NbdDevice::answered(Question& question) const {
+  std::unique_lock lock(question.mutex);
+  const auto patience = question.late ? Nanoseconds(0) : status_patience;
+  question.late = !question.answered.wait_for(lock, patience, [&] { return question.done; });
+  return !question.late;
+}
+
+/// By the question under way if it is about this offset, or by another one when it is answered: a server that
+/// takes its time over one is not asked a second meanwhile. False: nobody knows.
+bool NbdDevice::learn_regions(std::uint64_t offset) {
+  for (bool asked = false; !asked;) {
+    asked = question_ == nullptr;
+    if (asked) ask_for_status(offset);
+    if (!answered(*question_)) return false;
+    const auto question = std::exchange(question_, nullptr);
+    const NbdPiece& piece = question->piece;
+    if (question->stale || offset < piece.offset || piece.error != 0) continue;
+    regions_.assign(piece.extents.begin(), piece.extents.end());
+    regions_begin_ = regions_end_ = piece.offset;
+    for (const auto& extent : regions_) regions_end_ += extent.bytes;
+    drop_regions_before(offset);
+    if (!regions_.empty()) return true;
+  }
+  return false;
 }
 
 Error refused(const NbdAddress& address, const std::string& why) {
@@ -360,7 +404,7 @@ Result<std::unique_ptr<Device>> open_nbd_device(FileQueue& queue, const NbdAddre
       return fail(refused(address, "the server cannot flush: nobody can tell what it has kept"));
   }
   auto device = std::make_unique<NbdDevice>(queue, nbd_device_info(address, about), about, options);
-  if (auto done = device->open_channels(std::move(*connection), address); !done) return fail(done.error());
+  device->open_channels(std::move(*connection), address);
   return device;
 }
 

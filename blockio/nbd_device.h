@@ -20,7 +20,7 @@ struct NbdDeviceOptions {
   Nanoseconds patience = std::chrono::seconds(2);
   /// How long a connection that broke is tried to be made anew before its requests fail.
   Nanoseconds reconnect_for = std::chrono::seconds(60);
-  unsigned connections_max = 4;  ///< where the server allows several
+  unsigned connections = 0;  ///< where the server allows several; 0: as suits it
   /// A target that an earlier process of ours, which was killed, may have sent writes to: the server may
   /// still carry them out.
   bool taken_up_again = false;

@@ -28,6 +28,7 @@ class NbdDeviceTest : public VolumeTest, public ::testing::WithParamInterface<Io
     options_.role = DeviceRole::target;
     options_.patience = Nanoseconds(0);
     options_.reconnect_for = std::chrono::seconds(20);
+    options_.connections = 4;
   }
   std::unique_ptr<Device> open_nbd(const NbdAddress& address) {
     auto device = open_nbd_device(*queue_, address, options_);
@@ -115,6 +116,33 @@ TEST_P(NbdDeviceTest, HolesAreTold) {
   ASSERT_TRUE(region);
   EXPECT_TRUE(region->hole);
   EXPECT_EQ(region->end, 4 * MiB);
+}
+
+TEST_P(NbdDeviceTest, HolesFarAheadAreAskedInTimeAndForgotten) {
+  const std::string path = scratch_.make_file("large", 3 * GiB);
+  NbdServer server(scratch_, "file", {"file", path});
+  const auto device = open_nbd(server.address());
+  ASSERT_NE(device, nullptr);
+  fill(64 * KiB, 1);
+  ASSERT_EQ(run(*device, IoOperation::write, 1 * GiB + 1 * MiB, 64 * KiB, memory_), std::int64_t(64 * KiB));
+  // A region may be told in parts: what counts is that none goes beyond its end.
+  const auto expect_region = [&device](std::uint64_t offset, bool hole, std::uint64_t end) {
+    const auto region = device->region_at(offset);
+    ASSERT_TRUE(region) << region.error().message();
+    EXPECT_EQ(region->hole, hole) << "at " << offset;
+    EXPECT_GT(region->end, offset);
+    EXPECT_LE(region->end, end) << "at " << offset;
+  };
+  expect_region(0, true, 1 * GiB + 1 * MiB);
+  expect_region(1 * GiB - 4096, true, 1 * GiB + 1 * MiB);  // from here on what follows is asked ahead
+  expect_region(1 * GiB + 4096, true, 1 * GiB + 1 * MiB);
+  expect_region(1 * GiB + 1 * MiB, false, 1 * GiB + 1 * MiB + 64 * KiB);
+  expect_region(2 * GiB - 4096, true, 3 * GiB);  // and again
+  ASSERT_EQ(run(*device, IoOperation::write, 2 * GiB + 2 * MiB, 64 * KiB, memory_), std::int64_t(64 * KiB));
+  device->forget_regions();
+  expect_region(2 * GiB + 2 * MiB, false, 2 * GiB + 2 * MiB + 64 * KiB);
+  expect_region(2 * GiB, true, 2 * GiB + 2 * MiB);  // back, while something else may have been asked
+  expect_region(3 * GiB - 4096, true, 3 * GiB);
 }
 
 TEST_P(NbdDeviceTest, ServersThatTellNoHolesAndCannotZero) {
@@ -205,7 +233,7 @@ TEST_P(NbdDeviceTest, WritesThatWereNotFlushedAreReportedLost) {
   EXPECT_EQ(run(*device, IoOperation::flush, 0, 0), -ESTALE);
   // Each of its connections may find out by itself, and tells so once.
   std::int64_t flushed = -ESTALE;
-  for (unsigned told = 1; flushed == -ESTALE && told <= NbdDeviceOptions().connections_max; ++told) {
+  for (unsigned told = 1; flushed == -ESTALE && told <= options_.connections; ++told) {
     ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
     flushed = run(*device, IoOperation::flush, 0, 0);
   }
