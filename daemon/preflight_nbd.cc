@@ -20,7 +20,7 @@ namespace {
 
 constexpr Nanoseconds connect_patience = std::chrono::seconds(10), read_patience = std::chrono::seconds(30);
 // Where filesystems, volume managers and partition tables have their signatures.
-constexpr std::uint64_t head_bytes = 2 * MiB, tail_bytes = 1 * MiB, read_bytes = 256 * KiB;
+constexpr std::uint64_t head_bytes = 2 * MiB, tail_bytes = 1 * MiB, read_bytes = 1 * MiB;
 
 /// Copies what may bear a signature into a file of the volume's size that is empty elsewhere, for libblkid to
 /// look at.
@@ -29,14 +29,18 @@ Result<FileDescriptor> signatures_of(NbdConnection& connection) {
   FileDescriptor file(::memfd_create("signatures", MFD_CLOEXEC));
   if (!file.valid() || ::ftruncate(file.get(), off_t(about.bytes)) != 0)
     return fail(error_from_errno(errno, "make room for", "signatures"));
-  std::vector<std::byte> buffer(std::max(read_bytes, about.block_bytes_min));
+  const std::uint64_t most = std::min(read_bytes, about.block_bytes_max);
+  std::vector<std::byte> buffer(std::max(most / about.block_bytes_min, std::uint64_t(1)) *
+                                about.block_bytes_min);
   const std::uint64_t tail = about.bytes - std::min(about.bytes, tail_bytes);
   const std::uint64_t tail_begin = tail / about.block_bytes_min * about.block_bytes_min;
   for (const ByteRange range :
        {ByteRange{0, std::min(about.bytes, head_bytes)}, ByteRange{tail_begin, about.bytes - tail_begin}}) {
     for (std::uint64_t at = range.offset; at < range.end();) {
       const std::span piece(buffer.data(), std::min<std::uint64_t>(buffer.size(), range.end() - at));
-      if (auto done = connection.read(piece, at, read_patience); !done) return fail(done.error());
+      auto done = connection.read(piece, at, read_patience);
+      if (!done && connection.alive()) done = connection.read(piece, at, read_patience);  // as a run does
+      if (!done) return fail(done.error());
       if (::pwrite(file.get(), piece.data(), piece.size(), off_t(at)) != ssize_t(piece.size()))
         return fail(error_from_errno(errno, "make room for", "signatures"));
       at += piece.size();
