@@ -103,12 +103,15 @@ void Manager::clean_up_guests() {
       const RunStatus& status = entry.record.status;
       const bool over = run_state_ended(status.state) && status.state != RunState::failed;
       const bool kept = status.request.keep && status.state == RunState::completed;
-      if (!entry.damaged && entry.record.tracked && status.tracker == "qemu" && over && !kept)
+      // Of runs that follow one another on one volume only the last one has anything there.
+      if (!entry.damaged && entry.record.tracked && status.tracker == "qemu" && over && !kept &&
+          owns_volume(entry))
         ended.push_back(entry.record);
     }
   }
   for (auto& record : ended) {
     qemu_.remove(record);
+    if (!bitmap_named_by(record.status.source_uri).empty()) continue;  // it goes on tracking
     const std::lock_guard lock(mutex_);
     const auto at = entries_.find(record.status.id);
     if (at == entries_.end() || at->second.active) continue;

@@ -92,6 +92,7 @@ class Manager : public Control {
   std::vector<VolumeInUse> volumes_in_use(const std::set<std::string>& except) const;
   const RunRecord* base_of(const RunRequest& request, const PreflightReport& report) const;
   Result<void> owns_volume(const Entry& entry) const;
+  std::string overwritten_by(const RunRecord& record) const;
   Result<void> may_run_again(const Entry& entry, RunVerb verb);
   std::string group_goes_on(const RunStatus& status) const;
   Result<std::shared_ptr<CutoverGroup>> group_of(const Entry& entry);

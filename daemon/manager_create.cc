@@ -30,6 +30,14 @@ bool same_volume(const std::string& uri, const std::string& identity, const Pref
   return uri == volume.path || uri == volume.resolved || (!identity.empty() && identity == volume.identity);
 }
 
+/// Whether bitmaps that the user has named in QEMU hold all that was written since the base's last commit.
+/// The tracker looks whether they are as they were left.
+bool bitmaps_go_on(const RunRecord& base, const RunStatus& status) {
+  const std::string name = bitmap_named_by(status.source_uri);
+  return !name.empty() && name == bitmap_named_by(base.status.source_uri) && status.tracker == "qemu" &&
+         base.tracked && !base.suspect && base.phase != RunPhase::collecting;
+}
+
 std::uint64_t memory_bytes(const RunRecord& record) {
   return CopyEngine::memory_bytes(
       engine_options_for(record.status.request, record.status.granule_bytes, record.status.bytes_total));
@@ -50,7 +58,7 @@ std::vector<VolumeInUse> Manager::volumes_in_use(const std::set<std::string>& ex
   return volumes;
 }
 
-/// The last run over the same volumes whose state can be built upon.
+/// The last run over the same volumes, if its state can be built upon.
 const RunRecord* Manager::base_of(const RunRequest& request, const PreflightReport& report) const {
   const RunRecord* base = nullptr;
   for (const auto& [id, entry] : entries_) {
@@ -68,7 +76,10 @@ const RunRecord* Manager::base_of(const RunRequest& request, const PreflightRepo
     }
     if (same && (base == nullptr || status.created_at > base->status.created_at)) base = &entry.record;
   }
-  return base;
+  if (base == nullptr) return nullptr;
+  // It ended, or was ended, in the middle of its hand-over: what the target holds then is on no record.
+  if (base->final_pass_begun) return nullptr;
+  return overwritten_by(*base).empty() ? base : nullptr;
 }
 
 /// Preflight against all other runs, and of each of these against those before it. Repeated when another run
@@ -119,8 +130,8 @@ Result<json> Manager::check(const RunRequest& request) {
     report.mode = "incremental";
     if (base_of(request, report) == nullptr) {
       report.refusals.push_back({request.source,
-                                 "--mode incremental: no earlier run has this source and target; copy "
-                                 "in full first"});
+                                 "--mode incremental: no earlier run from this source was the last to "
+                                 "write to this target; copy in full first"});
     }
   }
   return to_json(report);
@@ -198,7 +209,8 @@ Result<RunRecord> Manager::checked_record(const RunRequest& request, const Prefl
   const RunRecord* base = incremental ? base_of(request, report) : nullptr;
   if (incremental && base == nullptr) {
     return fail(refused(request,
-                        "--mode incremental: no earlier run has this source and target; copy in full first"));
+                        "--mode incremental: no earlier run from this source was the last to write to this "
+                        "target; copy in full first"));
   }
   for (const auto& [id, entry] : entries_) {
     if (!request.name.empty() && entry.record.status.request.name == request.name &&
@@ -256,8 +268,12 @@ RunRecord Manager::new_record(const RunRequest& request, const PreflightReport& 
     record.bitmap_generation = base->bitmap_generation;
     record.target_lags = base->target_lags;
     status.granule_bytes = base->status.granule_bytes;
-    record.phase = RunPhase::collecting;
-    record.suspect = true;
+    record.tracker_position = base->tracker_position;
+    record.tracked = bitmaps_go_on(*base, status);
+    record.suspect = !record.tracked;
+    record.phase = record.tracked ? RunPhase::copying : RunPhase::collecting;
+    if (record.tracked) status.passes.front().kind = PassKind::incremental;
+    pins_->forget_hand_over(record);
   }
   return record;
 }

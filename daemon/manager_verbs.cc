@@ -327,7 +327,29 @@ Result<void> Manager::owns_volume(const Entry& entry) const {
                              "run " + id + " was built on it and goes on with its volume; use that one"));
     }
   }
+  if (const std::string other = overwritten_by(entry.record); !other.empty()) {
+    return fail(make_error(ErrorCode::conflict, "start", "run " + status.id,
+                           "run " + other + " has written to its target since: clone anew"));
+  }
   return {};
+}
+
+/// A later run that copied something else onto one of its targets; empty: none.
+std::string Manager::overwritten_by(const RunRecord& record) const {
+  const auto hit = [&record](const TargetStatus& target) {
+    const auto& own = record.status.targets;
+    return std::any_of(own.begin(), own.end(), [&target](const TargetStatus& each) {
+      return each.uri == target.uri || (!each.identity.empty() && each.identity == target.identity);
+    });
+  };
+  for (const auto& [id, entry] : entries_) {
+    const RunRecord& other = entry.record;
+    const bool wrote = entry.active || other.bitmap_generation > 0 || other.status.restarts > 0;
+    if (!wrote || other.volume_id == record.volume_id || other.status.created_at <= record.status.created_at)
+      continue;
+    if (std::any_of(other.status.targets.begin(), other.status.targets.end(), hit)) return id;
+  }
+  return "";
 }
 
 Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
@@ -362,7 +384,7 @@ Result<json> Manager::command_ended(Entry& entry, RunVerb verb) {
     record.target_stamps.assign(status.targets.size(), std::nullopt);
   } else {
     // A tracker that was kept knows what changed; where it is gone, the run compares by itself.
-    const bool kept = status.live() && status.request.keep;
+    const bool kept = status.live() && (status.request.keep || !bitmap_named_by(status.source_uri).empty());
     record.phase = kept ? RunPhase::copying : RunPhase::collecting;
     record.suspect = !kept;
     record.cut_over = false;
@@ -436,8 +458,12 @@ Result<json> Manager::forget_run(const std::string& run) {
   const RunRecord forgotten = entry.record;
   entries_.erase(*at);
   remove_orphans();
+  const bool last_of_volume = std::none_of(entries_.begin(), entries_.end(), [&](const auto& each) {
+    return each.second.record.volume_id == forgotten.volume_id;
+  });
   lock.unlock();
-  if (forgotten.status.tracker == "qemu") qemu_.remove(forgotten);
+  if (forgotten.status.tracker == "qemu" && last_of_volume) qemu_.forget(forgotten);
+  if (forgotten.status.tracker == "qemu" && !last_of_volume) qemu_.remove(forgotten);
   return last;
 }
 

@@ -61,6 +61,24 @@ bool Preflight::examine_qemu(const std::string& text, Examined& examined, bool a
   return true;
 }
 
+/// Bitmaps that outlive the run, by the name that the user gave.
+void Preflight::check_bitmap_of_guest(const Examined& source) {
+  const std::string& uri = source.volume.path;
+  const std::string name = bitmap_named_by(uri);
+  if (name.empty()) return;
+  const QemuNode& node = source.guest_node;
+  if (request_.kind == RunKind::migrate) {
+    refuse(uri, "bitmap= goes with clone: a guest that is moved leaves its bitmaps behind");
+  } else if (node.driver != "qcow2") {
+    refuse(uri,
+           "the node is of the format " + node.driver + ", and only qcow2 keeps bitmaps: leave bitmap= out");
+  } else if (node.bitmap(name) != nullptr) {
+    refuse(uri,
+           "the image has a bitmap " + name +
+               " already that is another program's, and nobody can tell what it covers: choose another name");
+  }
+}
+
 /// A guest's disk is live, always.
 void Preflight::check_qemu_source(const Examined& source) {
   const std::string& uri = source.volume.path;
@@ -78,6 +96,7 @@ void Preflight::check_qemu_source(const Examined& source) {
   const auto why = quiescing_guest_refused(*source.client, source.guest_node, guest_options(request_));
   if (!why) return refuse(uri, words_of(why.error()));
   if (!why->empty()) return refuse(uri, *why);
+  check_bitmap_of_guest(source);
   report_.tracker = "qemu";
   report_.handover = request_.handover == "cmd" || source.guest_node.device.empty() ? "cmd" : "qemu";
   if (request_.mode != RunMode::incremental) report_.mode = "hybrid";

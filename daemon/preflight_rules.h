@@ -75,6 +75,7 @@ class Preflight {
   // preflight_qemu.cc
   bool examine_qemu(const std::string& text, Examined& examined, bool as_target);
   void check_qemu_source(const Examined& source);
+  void check_bitmap_of_guest(const Examined& source);
   void check_target_of_guest(const Examined& target);
 
   const RunRequest& request_;

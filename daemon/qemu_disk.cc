@@ -52,28 +52,29 @@ bool refused_with(const Result<json>& answer, const char* words) {
          answer.error().hint.find(words) != std::string::npos;
 }
 
-json bitmap_options(const std::string& node, const std::string& name, std::uint64_t granularity) {
-  return {{"node", node}, {"name", name}, {"granularity", granularity}};
+/// NUMBER of a name that is `prefix`NUMBER.
+std::optional<std::uint64_t> number_after(const std::string& prefix, const std::string& name) {
+  if (!name.starts_with(prefix)) return std::nullopt;
+  std::uint64_t number = 0;
+  const char* const end = name.data() + name.size();
+  const auto read = std::from_chars(name.data() + prefix.size(), end, number);
+  if (read.ec != std::errc() || read.ptr != end) return std::nullopt;
+  return number;
 }
 
 }  // namespace
 
 QemuDisk::QemuDisk(std::shared_ptr<QmpClient> client, QemuUri uri, std::string run_id,
-                   const std::string& directory)
+                   const std::string& volume_id, const std::string& directory)
     : client_(std::move(client)),
       uri_(std::move(uri)),
       run_id_(std::move(run_id)),
+      bitmap_prefix_(uri_.bitmap.empty() ? prefix() + "-" : uri_.bitmap + "-" + volume_id + "-"),
       nbd_directory_(directory + "/" + directory_name(uri_.socket)),
       nbd_socket_(nbd_directory_ + "/nbd.sock") {}
 
 std::optional<std::uint64_t> QemuDisk::bitmap_number(const std::string& name) const {
-  const std::string begin = prefix() + "-";
-  if (!name.starts_with(begin)) return std::nullopt;
-  std::uint64_t number = 0;
-  const char* const end = name.data() + name.size();
-  const auto read = std::from_chars(name.data() + begin.size(), end, number);
-  if (read.ec != std::errc() || read.ptr != end) return std::nullopt;
-  return number;
+  return number_after(bitmap_prefix_, name);
 }
 
 // The server and its exports. QEMU has one NBD server, which all runs of this ferryd share.
@@ -125,8 +126,12 @@ Result<std::string> QemuDisk::export_source(const std::string& node) {
   return uri;
 }
 
-Result<std::string> QemuDisk::export_bitmap(const std::string& node, const std::string& bitmap) {
-  return add_export(bitmap, node, bitmap);
+Result<std::string> QemuDisk::export_bitmap(const std::string& node, std::uint64_t number) {
+  return add_export(bitmap_export(number), node, bitmap_name(number));
+}
+
+Result<void> QemuDisk::remove_bitmap_export(std::uint64_t number) {
+  return remove_export(bitmap_export(number));
 }
 
 Result<void> QemuDisk::remove_export(const std::string& id) {
@@ -154,6 +159,11 @@ Result<void> QemuDisk::remove_exports() {
 }
 
 // Bitmaps.
+
+json QemuDisk::bitmap_options(const std::string& node, const std::string& name,
+                              std::uint64_t granularity) const {
+  return {{"node", node}, {"name", name}, {"granularity", granularity}, {"persistent", keeps_bitmaps()}};
+}
 
 Result<void> QemuDisk::add_bitmap(const std::string& node, const std::string& name,
                                   std::uint64_t granularity) {
@@ -187,7 +197,7 @@ Result<void> QemuDisk::remove_bitmap_exports() {
   const auto exports = list_qemu_exports(*client_);
   if (!exports) return fail(exports.error());
   for (const auto& each : *exports) {
-    if (!bitmap_number(each.id)) continue;
+    if (!number_after(prefix() + "-", each.id)) continue;
     if (auto done = remove_export(each.id); !done) return done;
   }
   return {};
@@ -200,7 +210,9 @@ Result<void> QemuDisk::remove_bitmaps() {
   for (const auto& node : *nodes) {
     for (const auto& bitmap : node.bitmaps) {
       if (!bitmap_number(bitmap.name)) continue;
-      if (auto done = remove_bitmap(node.name, bitmap.name); !done) return done;
+      const auto done = remove_bitmap(node.name, bitmap.name);
+      // A snapshot has left it behind in an image that backs another one now.
+      if (!done && !(node.read_only && done.error().code == ErrorCode::conflict)) return done;
     }
   }
   return {};
@@ -248,7 +260,7 @@ Result<void> QemuDisk::remove_all() {
   const std::lock_guard lock(client_->mutex());
   Result<void> done = remove_exports();
   if (done) done = remove_target();
-  return done ? remove_bitmaps() : done;
+  return done && !keeps_bitmaps() ? remove_bitmaps() : done;
 }
 
 }  // namespace blockferry

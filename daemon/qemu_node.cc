@@ -2,6 +2,7 @@
 #include "daemon/qemu_node.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include <nlohmann/json.hpp>
 
@@ -24,7 +25,18 @@ std::string* parameter(QemuUri& uri, const std::string& name) {
   if (name == "node") return &uri.node;
   if (name == "device") return &uri.device;
   if (name == "agent") return &uri.agent;
+  if (name == "bitmap") return &uri.bitmap;
   return nullptr;
+}
+
+/// It becomes a part of names in the image and in QEMU.
+bool is_bitmap_name(const std::string& name) {
+  constexpr std::size_t bytes_max = 64;
+  const auto plain = [](unsigned char letter) {
+    return std::isalnum(letter) != 0 || letter == '-' || letter == '_' || letter == '.';
+  };
+  return name.size() <= bytes_max && std::isalpha(static_cast<unsigned char>(name.front())) != 0 &&
+         std::all_of(name.begin(), name.end(), plain);
 }
 
 Error senseless(const QmpClient& client, const std::string& command) {
@@ -52,6 +64,7 @@ QemuBitmap bitmap_of(const json& object) {
   bitmap.count = object.at("count").get<std::uint64_t>();
   bitmap.recording = object.at("recording").get<bool>();
   bitmap.busy = object.at("busy").get<bool>();
+  bitmap.persistent = object.at("persistent").get<bool>();
   bitmap.inconsistent = object.value("inconsistent", false);
   return bitmap;
 }
@@ -131,7 +144,8 @@ Result<QemuUri> parse_qemu_uri(const std::string& uri) {
     const std::size_t equals = word.find('=');
     std::string* value = equals == std::string::npos ? nullptr : parameter(read, word.substr(0, equals));
     if (value == nullptr)
-      return fail(invalid(uri, "there is no parameter " + word + "; there are node, device and agent"));
+      return fail(
+          invalid(uri, "there is no parameter " + word + "; there are node, device, agent and bitmap"));
     const auto plain = percent_decoded(word.substr(equals + 1));
     if (!plain || plain->empty() || plain->find('=') != std::string::npos || !value->empty())
       return fail(invalid(uri, "give " + word.substr(0, equals) + " once, with a value"));
@@ -140,7 +154,19 @@ Result<QemuUri> parse_qemu_uri(const std::string& uri) {
   if (read.node.empty() == read.device.empty()) return fail(invalid(uri, form));
   if (!read.agent.empty() && !read.agent.starts_with("/"))
     return fail(invalid(uri, "the agent's socket needs an absolute path"));
+  if (!read.bitmap.empty() && !is_bitmap_name(read.bitmap)) {
+    return fail(
+        invalid(uri,
+                "a bitmap's name begins with a letter and holds letters, digits, '.', '-' and '_', 64 "
+                "at most"));
+  }
   return read;
+}
+
+std::string bitmap_named_by(const std::string& uri) {
+  if (!is_qemu_uri(uri)) return "";
+  const auto read = parse_qemu_uri(uri);
+  return read ? read->bitmap : "";
 }
 
 const QemuBitmap* QemuNode::bitmap(const std::string& wanted) const {

@@ -4,6 +4,7 @@
 //   qemu:QMP_SOCKET?node=NODE      a block node by its name
 //   qemu:QMP_SOCKET?device=ID      whatever node the guest's device has at the moment
 //            …&agent=SOCKET        the guest agent's: it freezes the guest's filesystems for the cutover
+//            …&bitmap=NAME         bitmaps are kept in the image, by names that begin like this one
 //
 // A `%XX` in a path or value is one byte; `&`, `=` and `%` need it.
 #pragma once
@@ -22,16 +23,19 @@ struct QemuUri {
   std::string socket;
   std::string node, device;  ///< one of them is empty
   std::string agent;
+  std::string bitmap;
 };
 
 bool is_qemu_uri(const std::string& uri);
 /// invalid_argument: it is none, and why.
 Result<QemuUri> parse_qemu_uri(const std::string& uri);
+/// What it names for bitmaps that outlive the run; empty: they do not, or the URI is of something else.
+std::string bitmap_named_by(const std::string& uri);
 
 struct QemuBitmap {
   std::string name;
   std::uint64_t granularity = 0, count = 0;  ///< bytes; count: of what is dirty
-  bool recording = false, busy = false, inconsistent = false;
+  bool recording = false, persistent = false, busy = false, inconsistent = false;
 };
 
 struct QemuNode {

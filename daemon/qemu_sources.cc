@@ -50,7 +50,8 @@ Result<std::shared_ptr<QemuDisk>> QemuSources::disk(const RunRecord& record) {
   auto uri = parse_qemu_uri(record.status.source_uri);
   if (!uri) return fail(uri.error());
   auto client = shared_qmp_client(uri->socket);
-  auto disk = std::make_shared<QemuDisk>(std::move(client), std::move(*uri), record.status.id, directory_);
+  auto disk = std::make_shared<QemuDisk>(std::move(client), std::move(*uri), record.status.id,
+                                         record.volume_id, directory_);
   kept = disk;
   return disk;
 }
@@ -140,6 +141,14 @@ void QemuSources::remove(const RunRecord& record) {
   if (auto disk = this->disk(record)) static_cast<void>((*disk)->remove_all());
   const std::lock_guard lock(mutex_);
   disks_.erase(record.status.id);
+}
+
+void QemuSources::forget(const RunRecord& record) {
+  if (auto disk = this->disk(record)) {
+    static_cast<void>((*disk)->remove_all());
+    static_cast<void>((*disk)->remove_bitmaps());
+  }
+  remove(record);
 }
 
 std::optional<bool> QemuSources::handed_over(const RunRecord& record) {

@@ -26,8 +26,10 @@ class QemuSources : public Trackers {
 
   Result<std::unique_ptr<LiveTracker>> attach(const RunRecord& record) override;
   Result<std::unique_ptr<LiveTracker>> adopt(const RunRecord& record) override;
-  /// All that the run added to QEMU.
+  /// All that the run added to QEMU, but for bitmaps that the user has named.
   void remove(const RunRecord& record) override;
+  /// Those as well.
+  void forget(const RunRecord& record);
   /// QEMU tells which disk the guest has.
   std::optional<bool> handed_over(const RunRecord& record) override;
 

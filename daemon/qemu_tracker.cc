@@ -60,14 +60,22 @@ Result<std::unique_ptr<QemuTracker>> QemuTracker::adopt(std::shared_ptr<QemuDisk
   for (const auto& bitmap : node->bitmaps) {
     if (const auto number = disk->bitmap_number(bitmap.name)) numbers.push_back(*number);
   }
-  if (numbers.empty()) return fail(damaged(*disk, "there are none: QEMU was started anew"));
+  if (numbers.empty()) {
+    return fail(damaged(*disk, disk->keeps_bitmaps() ? "the image holds none of this copy's"
+                                                     : "there are none: QEMU was started anew"));
+  }
   std::unique_ptr<QemuTracker> tracker(new QemuTracker(disk, *node, granule_bytes, std::move(read)));
   std::sort(numbers.begin(), numbers.end());
   tracker->first_ = tracker->given_ = position;
   tracker->recording_ = numbers.back();
   const auto sound = tracker->vouches(*node);
   if (!sound) return fail(sound.error());
-  if (!*sound || numbers.back() < position) return fail(damaged(*disk, "somebody has changed them"));
+  if (!*sound || numbers.back() < position) {
+    return fail(
+        damaged(*disk, disk->keeps_bitmaps()
+                           ? "QEMU was killed, or somebody has changed them, or the image is an earlier one"
+                           : "somebody has changed them"));
+  }
   // An export of an earlier process keeps its bitmap from being removed, and is of no use.
   if (auto done = disk->remove_bitmap_exports(); !done) return fail(done.error());
   // Committed, and not released any more. One that stays costs nothing but its place.
@@ -83,7 +91,7 @@ Result<bool> QemuTracker::vouches(const QemuNode& node) const {
   for (std::uint64_t number = first_; number <= recording_; ++number) {
     const QemuBitmap* bitmap = node.bitmap(disk_->bitmap_name(number));
     if (bitmap == nullptr || bitmap->inconsistent || bitmap->granularity > granule_bytes_ ||
-        bitmap->recording != (number == recording_))
+        bitmap->recording != (number == recording_) || bitmap->persistent != disk_->keeps_bitmaps())
       return false;
   }
   return true;
@@ -98,15 +106,14 @@ Result<void> QemuTracker::rotate() {
 
 /// Over NBD. A write that the granularity cannot split marks all that it touches.
 Result<void> QemuTracker::take(std::uint64_t number, ChangeBitmap& dirty) {
-  const std::string name = disk_->bitmap_name(number);
-  const auto uri = disk_->export_bitmap(node_, name);
+  const auto uri = disk_->export_bitmap(node_, number);
   if (!uri) return fail(uri.error());
   const auto mark = [&](ByteRange range) {
     const std::uint64_t first = range.offset / granule_bytes_;
     dirty.set({first, divide_up(range.end(), granule_bytes_) - first});
   };
-  const auto done = read_(*uri, name, bytes_, mark, read_patience);
-  const auto removed = disk_->remove_export(name);
+  const auto done = read_(*uri, disk_->bitmap_name(number), bytes_, mark, read_patience);
+  const auto removed = disk_->remove_bitmap_export(number);
   return done ? removed : done;
 }
 

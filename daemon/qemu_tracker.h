@@ -7,7 +7,8 @@
 //   P … N-1     disabled: collected, and not released
 //         N     recording
 //
-// The owner's commits say where P is, so that also the lowest one is missed. They go with QEMU. Whatever
+// The owner's commits say where P is, so that also the lowest one is missed. They go with QEMU, unless the
+// user has named them: then the image keeps them, and QEMU says which are not what they were. Whatever
 // becomes of them otherwise is a loss (invariant 6): somebody removed or disabled the one that was recording,
 // or one that was not released.
 #pragma once

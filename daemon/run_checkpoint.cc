@@ -126,6 +126,9 @@ void RunCore::start_commit() {
   update_status();
   const bool last = quiet_checkpoint_ && ending_ != Ending::none && ending_ != Ending::stopped;
   if (last) record_.status.ended_at = clock_.wall_seconds();
+  // A cutover that has not come so far as to quiesce ends with the run.
+  if (ending_ != Ending::none && cutover_.stage != CutoverStage::none && !quiesced())
+    record_.final_pass_begun = false;
   RunRecord record = record_;
   record.bitmap_generation = volume_->generation_after(commit_pages_);
   if (live_.tracker != nullptr) record.tracker_position = live_.tracker->position();

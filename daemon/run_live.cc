@@ -40,6 +40,8 @@ Result<void> RunCore::take_up_tracker() {
       live_.gathered_at = clock_.now();
       return {};
     }
+    // Until the first pass is over.
+    if (!adopted) live_.note = "everything is compared: " + adopted.error().message();
   }
   if (auto done = renew_tracker(); !done || !live_.unclear) return done;
   // The guard's mark would have told, but it ended with the machine.

@@ -45,13 +45,16 @@ class Qmp:
 
 
 class Qemu:
-    """A process of QEMU's with its sockets, ended when the test ends."""
+    """A process of QEMU's with its sockets, ended when the test ends. `before` is one that has ended: this is the same
+    guest again, with the same sockets."""
 
-    def __init__(self, volumes, words, monitor):
-        self.directory = volumes.path("qemu")
-        self.directory.mkdir()
+    def __init__(self, volumes, words, monitor, before=None):
+        self.directory = before.directory if before else volumes.path("qemu")
+        self.directory.mkdir(exist_ok=True)
         self.qmp = self.directory / "qmp"
         own = self.directory / "own"
+        for socket_path in (self.qmp, own):
+            socket_path.unlink(missing_ok=True)
         with open(self.directory / "log", "wb") as log:
             self.process = subprocess.Popen([*words, *monitor(self.qmp, "ferryd"), *monitor(own, "own")],
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -63,6 +66,11 @@ class Qemu:
     def source(self, node="disk0", **more):
         parameters = "".join(f"&{name}={value}" for name, value in more.items())
         return f"qemu:{self.qmp}?node={node}{parameters}"
+
+    def shut_down(self):
+        """In order: QEMU closes its images."""
+        self.command("quit")
+        self.process.wait(30)
 
     def power_off(self):
         self.process.send_signal(signal.SIGKILL)
@@ -95,12 +103,31 @@ class Qemu:
         self.command("nbd-server-stop")
 
 
-def disk_words(images, iothread=False):
-    """Of QEMU: each a raw node disk0, disk1, … of a device vd0, vd1, …."""
+def raw_content(image):
+    """What a guest sees of it, whatever its format. Precondition: nobody writes to it."""
+    if not Path(image).read_bytes()[:4] == b"QFI\xfb":
+        return Path(image).read_bytes()
+    raw = Path(f"{image}.raw")
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw)
+    content = raw.read_bytes()
+    raw.unlink()
+    return content
+
+
+def qcow2(volumes, raw):
+    """An image with the same content."""
+    need("qemu-img")
+    image = volumes.path("qcow2")
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image)
+    return image
+
+
+def disk_words(images, iothread=False, driver="raw"):
+    """Of QEMU: each a node disk0, disk1, … of a device vd0, vd1, …."""
     words = ["-object", "iothread,id=io"] if iothread else []
     for i, image in enumerate(images):
         words += ["-blockdev", f"driver=file,node-name=file{i},filename={image}",
-                  "-blockdev", f"driver=raw,node-name=disk{i},file=file{i}",
+                  "-blockdev", f"driver={driver},node-name=disk{i},file=file{i}",
                   "-device", f"virtio-blk-pci,id=vd{i},drive=disk{i}" + (",iothread=io" if iothread else "")]
     return words
 
@@ -114,11 +141,11 @@ def blocks_of(first, last, disks=1, disk=0):
 class BootGuest(Qemu):
     """Writes from its boot sector on, as fast as it can; what has returned stands in `acknowledged()`."""
 
-    def __init__(self, volumes, disks=1, images=None, iothread=False):
+    def __init__(self, volumes, disks=1, images=None, iothread=False, driver="raw", before=None):
         need("qemu-system-x86_64", "gcc")
         self.disks = disks
         self.images = images or [volumes.sparse(DISK, [(8 * MiB, 4 * MiB)], name="disk") for _ in range(disks)]
-        self.before = [Path(image).read_bytes() for image in self.images]
+        self.before = [raw_content(image) for image in self.images]
         self.serial = volumes.path("serial")
         program = volumes.path("boot")
         run("gcc", "-m16", "-nostdlib", "-static", "-Wl,--build-id=none,--oformat=binary,-Ttext=0x7c00", "-o", program,
@@ -130,7 +157,8 @@ class BootGuest(Qemu):
         super().__init__(volumes, [
             "qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-nodefaults", "-no-user-config", "-display", "none",
             "-drive", f"if=floppy,file={program},format=raw,readonly=on", "-boot", "a", "-serial", f"file:{self.serial}",
-            *disk_words(self.images, iothread)], lambda path, _: ["-qmp", f"unix:{path},server=on,wait=off"])
+            *disk_words(self.images, iothread, driver)], lambda path, _: ["-qmp", f"unix:{path},server=on,wait=off"],
+            before)
         self.wait_for_writes(3)
 
     def acknowledged(self, serial=None):
@@ -174,12 +202,12 @@ def boot_linux(volumes, disks, made):
     return guest
 
 
-def storage_daemon(volumes, image):
+def storage_daemon(volumes, image, driver="raw", before=None):
     need("qemu-storage-daemon")
     return Qemu(volumes, [
         "qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file0,filename={image}",
-        "--blockdev", "driver=raw,node-name=disk0,file=file0"],
+        "--blockdev", f"driver={driver},node-name=disk0,file=file0"],
         lambda path, name: ["--chardev", f"socket,path={path},server=on,wait=off,id={name}",
-                            "--monitor", f"chardev={name}"])
+                            "--monitor", f"chardev={name}"], before)
 
 

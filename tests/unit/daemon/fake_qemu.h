@@ -28,7 +28,7 @@ namespace blockferry::fake_qemu {
 using nlohmann::json;
 
 struct Bitmap {
-  bool recording = true, busy = false, inconsistent = false;
+  bool recording = true, busy = false, inconsistent = false, persistent = false;
   std::uint64_t granularity = 0;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> dirty;  ///< offset and length
 };
@@ -202,7 +202,7 @@ class FakeQemu {
                        {"count", dirty},
                        {"recording", bitmap.recording},
                        {"busy", bitmap.busy},
-                       {"persistent", false},
+                       {"persistent", bitmap.persistent},
                        {"inconsistent", bitmap.inconsistent}});
     }
     for (const auto& each : drive == node ? std::vector{node} : std::vector{node, drive}) {
@@ -254,6 +254,7 @@ class FakeQemu {
     for (const auto& name : arguments.value("bitmaps", json::array())) {
       if (bitmaps.at(name).recording) throw std::string("Enabled bitmap incompatible with readonly export");
       bitmaps.at(name).busy = true;
+      exported_[arguments.at("id")] = name;
     }
     exports.push_back(arguments.at("id"));
     return json::object();
@@ -261,7 +262,7 @@ class FakeQemu {
 
   json remove_export(const std::string& id) {
     if (std::erase(exports, id) == 0) throw "Export '" + id + "' is not found";
-    if (bitmaps.contains(id)) bitmaps[id].busy = false;
+    if (const auto bitmap = bitmaps.find(exported_[id]); bitmap != bitmaps.end()) bitmap->second.busy = false;
     return json::object();
   }
 
@@ -269,6 +270,7 @@ class FakeQemu {
     const std::string name = arguments.at("name");
     if (bitmaps.contains(name)) throw "Bitmap already exists: " + name;
     bitmaps[name].granularity = arguments.at("granularity");
+    bitmaps[name].persistent = arguments.value("persistent", false);
     return json::object();
   }
 
@@ -295,6 +297,7 @@ class FakeQemu {
 
   FileDescriptor listener_, nbd_;
   std::vector<std::string> commands_;
+  std::map<std::string, std::string> exported_;  ///< bitmap by export
   std::atomic<bool> ended_ = false;
   std::thread thread_;
 };

@@ -18,7 +18,8 @@ const std::vector<std::string> misbehaviour = {"error", "senseless", "cut", "clo
 class QemuTrackerTest : public ::testing::Test {
  protected:
   std::shared_ptr<QemuDisk> new_disk() {
-    return std::make_shared<QemuDisk>(client, *parse_qemu_uri(qemu.uri()), "run", qemu.directory);
+    return std::make_shared<QemuDisk>(client, *parse_qemu_uri(qemu.uri() + named), "run", "volume",
+                                      qemu.directory);
   }
 
   /// Reads the bitmap out of the fake, as NBD would give it.
@@ -76,6 +77,7 @@ class QemuTrackerTest : public ::testing::Test {
   std::shared_ptr<QmpClient> client = std::make_shared<QmpClient>(
       qemu.socket(), QmpPatience{std::chrono::milliseconds(1000), std::chrono::milliseconds(300)});
   bool reading_fails = false;
+  std::string named;  ///< of the URI: &bitmap=NAME
 };
 
 using Granules = std::vector<std::uint64_t>;
@@ -221,6 +223,48 @@ TEST_F(QemuTrackerTest, ABitmapThatWasTamperedWithIsALoss) {
   auto anew = attach();
   ASSERT_TRUE(anew);
   EXPECT_EQ(bitmap_names(), (Names{"blockferry-run-0"})) << "what was left is gone";
+}
+
+/// They are the volume's, of which the next run is another one; and go only when they are forgotten.
+TEST_F(QemuTrackerTest, BitmapsThatTheUserNamesOutliveTheRun) {
+  named = "&bitmap=nightly";
+  auto disk = new_disk();
+  ASSERT_TRUE(disk->export_source("disk"));
+  auto tracker = QemuTracker::attach(disk, granule, reader());
+  ASSERT_TRUE(tracker) << tracker.error().message();
+  qemu.write(0, granule);
+  EXPECT_EQ(collected(**tracker), (Granules{0}));
+  (*tracker)->release();
+  EXPECT_EQ(bitmap_names(), (Names{"nightly-volume-1"}));
+  EXPECT_TRUE(qemu.locked([&] { return qemu.bitmaps["nightly-volume-1"].persistent; }));
+  ASSERT_TRUE(disk->remove_all());
+  EXPECT_EQ(bitmap_names(), (Names{"nightly-volume-1"}));
+  EXPECT_EQ(exports(), 0u);
+  qemu.write(granule, granule);
+  auto next = adopt(1);
+  ASSERT_TRUE(next) << next.error().message();
+  EXPECT_EQ(collected(**next), (Granules{1}));
+  ASSERT_TRUE(disk->remove_bitmaps());
+  EXPECT_TRUE(bitmap_names().empty());
+}
+
+/// Nobody else's, and none of another state of the volume's.
+TEST_F(QemuTrackerTest, OfBitmapsInAnImageOnlyItsOwnAreBelieved) {
+  named = "&bitmap=nightly";
+  const auto there = [&](const std::string& name, bool persistent) {
+    fake_qemu::Bitmap bitmap;
+    bitmap.granularity = granule;
+    bitmap.persistent = persistent;
+    qemu.locked([&] { qemu.bitmaps = {{name, bitmap}}; });
+  };
+  there("nightly-volume-4", true);
+  EXPECT_TRUE(adopt(4));
+  EXPECT_EQ(adopt(3).error().code, ErrorCode::state_damaged) << "an older state";
+  EXPECT_EQ(adopt(5).error().code, ErrorCode::state_damaged) << "an older image";
+  there("nightly-other-4", true);
+  EXPECT_EQ(adopt(4).error().code, ErrorCode::state_damaged);
+  there("nightly-volume-4", false);
+  EXPECT_EQ(adopt(4).error().code, ErrorCode::state_damaged) << "not the image's";
 }
 
 TEST_F(QemuTrackerTest, ADiskThatIsAnotherNodeNowIsAnError) {

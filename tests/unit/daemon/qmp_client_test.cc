@@ -92,14 +92,16 @@ TEST(QmpClient, ALineWithoutEndIsGivenUp) {
 }
 
 TEST(QemuUri, SaysWhatIsWrongWithIt) {
-  const auto uri = parse_qemu_uri("qemu:/run/vm%201/qmp?node=%23block1&agent=/run/agent");
+  const auto uri = parse_qemu_uri("qemu:/run/vm%201/qmp?node=%23block1&agent=/run/agent&bitmap=night-1.a_b");
   ASSERT_TRUE(uri) << uri.error().message();
   EXPECT_EQ(uri->socket, "/run/vm 1/qmp");
   EXPECT_EQ(uri->node, "#block1");
   EXPECT_EQ(uri->agent, "/run/agent");
+  EXPECT_EQ(uri->bitmap, "night-1.a_b");
   for (const std::string wrong :
        {"qemu:", "qemu:qmp?node=a", "qemu:/qmp", "qemu:/qmp?", "qemu:/qmp?node=", "qemu:/qmp?node=a&device=b",
         "qemu:/qmp?node=a&node=b", "qemu:/qmp?nod=a", "qemu:/qmp?node=a%2", "qemu:/qmp?node=%00",
+        "qemu:/qmp?node=a&bitmap=", "qemu:/qmp?node=a&bitmap=1st", "qemu:/qmp?node=a&bitmap=a/b",
         "qemu:/qmp?node=a=b", "qemu:/qmp?node=a&agent=b", "qemu:/qmp?node=a&", "qemu:/%zz?node=a"}) {
     const auto read = parse_qemu_uri(wrong);
     ASSERT_FALSE(read) << wrong;
