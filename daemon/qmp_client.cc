@@ -23,6 +23,11 @@ using nlohmann::json;
 // The longest answers list the block nodes of a guest, a few KiB each.
 constexpr std::size_t line_bytes_max = 16 << 20;
 
+// Of a QEMU that has just been waited for in vain no more patience is due, or whoever cleans up would wait
+// for each of his commands.
+constexpr Nanoseconds silence_remembered = std::chrono::seconds(10);
+constexpr Nanoseconds patience_with_silence = std::chrono::milliseconds(200);
+
 /// Milliseconds for poll(); at least one before the time is over.
 int milliseconds_until(Nanoseconds deadline) {
   const auto left = deadline - system_clock().now();
@@ -98,7 +103,10 @@ Result<void> QmpClient::connect() {
 }
 
 Result<void> QmpClient::greet() {
-  auto greeting = read_object(system_clock().now() + patience_.connect);
+  const Nanoseconds now = system_clock().now();
+  const bool silent = silent_since_ && now - *silent_since_ < silence_remembered;
+  auto greeting =
+      read_object(now + (silent ? std::min(patience_with_silence, patience_.connect) : patience_.connect));
   if (!greeting && greeting.error().code == ErrorCode::busy) {
     return fail(failure(ErrorCode::busy,
                         "QEMU does not greet: another program, as libvirt, uses this socket; give QEMU one "
@@ -176,9 +184,12 @@ Result<json> QmpClient::talk(const std::string& command, const json& arguments) 
   const Nanoseconds deadline = system_clock().now() + patience_.answer;
   for (;;) {
     auto answer = read_object(deadline);
-    if (!answer && answer.error().code == ErrorCode::busy)
+    if (!answer && answer.error().code == ErrorCode::busy) {
+      silent_since_ = system_clock().now();
       return fail(failure(ErrorCode::io, "QEMU did not answer to " + command + " in time"));
+    }
     if (!answer) return answer;
+    silent_since_.reset();
     if (answer->contains("event") || text_of(*answer, "id") != id) continue;
     if (answer->contains("return")) return std::move(answer->at("return"));
     const auto error = answer->find("error");

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include <nlohmann/json_fwd.hpp>
@@ -64,6 +65,7 @@ class QmpClient {
   std::string received_;      ///< the beginning of a line
   std::size_t searched_ = 0;  ///< of received_: there is no end of a line
   std::uint64_t last_id_ = 0;
+  std::optional<Nanoseconds> silent_since_;  ///< an answer did not come in time, and none has come since
 };
 
 /// The one that this process has for a socket, as long as somebody uses it.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/qmp_client.h"
 
+#include <chrono>
 #include <random>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -89,6 +91,23 @@ TEST(QmpClient, ALineWithoutEndIsGivenUp) {
   const auto answer = client.execute("query-status");
   ASSERT_FALSE(answer);
   EXPECT_NE(answer.error().message().find("has no end"), std::string::npos);
+}
+
+/// Whoever cleans up after it has many commands, and would wait for each.
+TEST(QmpClient, AQemuThatHangsIsNotWaitedForAgainAndAgain) {
+  FakeQemu qemu;
+  const QmpPatience patience{std::chrono::seconds(20), std::chrono::milliseconds(200)};
+  QmpClient client(qemu.socket(), patience);
+  ASSERT_TRUE(client.execute("query-status"));
+  qemu.play("query-status", [](const json&) { return ""; });
+  const std::string greeting = qemu.locked([&] { return std::exchange(qemu.greeting, ""); });
+  EXPECT_FALSE(client.execute("query-status"));
+  const auto begun = std::chrono::steady_clock::now();
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(client.execute("query-status"));
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(15)) << "one wait is longer";
+  qemu.behave();
+  qemu.locked([&] { qemu.greeting = greeting; });
+  EXPECT_TRUE(client.execute("query-status")) << "it is back";
 }
 
 TEST(QemuUri, SaysWhatIsWrongWithIt) {
