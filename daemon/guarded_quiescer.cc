@@ -81,7 +81,7 @@ void GuardedQuiescer::choose_holds() {
   }
   if (options_.quiesce_cmd.empty()) return;
   GuardHold commands;
-  commands.kind = "commands";
+  commands.kind = options_.writers_go_on ? "commands-of-moved" : "commands";
   commands.words = {options_.quiesce_cmd, options_.resume_cmd};
   commands.take_verb = "quiesce";
   commands.where = options_.sources;

@@ -17,6 +17,7 @@ struct QuiescerOptions {
   std::string sources;               ///< for errors
   std::vector<std::string> targets;  ///< the cutover command may use them
   std::string quiesce_cmd, resume_cmd, cutover_cmd;
+  bool writers_go_on = false;            ///< also after a hand-over: they are moved to the target
   std::string mark_directory;            ///< where a hand-over is marked; empty: none will be made
   std::vector<std::string> environment;  ///< of the commands: "BLOCKFERRY_RUN=…"
 };

@@ -98,7 +98,7 @@ void Preflight::check_qemu_source(const Examined& source) {
   if (!why->empty()) return refuse(uri, *why);
   check_bitmap_of_guest(source);
   report_.tracker = "qemu";
-  report_.handover = request_.handover == "cmd" || source.guest_node.device.empty() ? "cmd" : "qemu";
+  report_.handover = request_.handover == "cmd" ? "cmd" : "qemu";
   if (request_.mode != RunMode::incremental) report_.mode = "hybrid";
 }
 

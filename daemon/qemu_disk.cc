@@ -239,9 +239,30 @@ Result<void> QemuDisk::add_target(const std::string& path, const QemuNode& like)
 }
 
 Result<void> QemuDisk::remove_target() {
-  const auto removed = client_->execute("blockdev-del", {{"node-name", target_node()}});
+  auto removed = client_->execute("blockdev-del", {{"node-name", target_node()}});
+  if (refused_with(removed, "in use")) {
+    const auto ended = end_move();
+    if (!ended) return fail(ended.error());
+    if (*ended) removed = client_->execute("blockdev-del", {{"node-name", target_node()}});
+  }
   if (removed || refused_with(removed, "Failed to find") || refused_with(removed, "in use")) return {};
   return fail(removed.error());
+}
+
+/// A job that a guard has left, which was killed. False: there is none.
+Result<bool> QemuDisk::end_move() {
+  const json job = {{"id", move_job()}};
+  const auto cancelled = client_->execute("job-cancel", job);  // refused where it has ended
+  if (!cancelled && cancelled.error().code != ErrorCode::conflict) return fail(cancelled.error());
+  const Nanoseconds deadline = system_clock().now() + removal_patience;
+  for (;;) {
+    const auto dismissed = client_->execute("job-dismiss", job);
+    if (dismissed) return true;
+    if (refused_with(dismissed, "not found")) return false;
+    if (dismissed.error().code != ErrorCode::conflict || system_clock().now() >= deadline)
+      return fail(dismissed.error());
+    system_clock().sleep_for(removal_pause);
+  }
 }
 
 Result<bool> QemuDisk::target_in_use() const {
@@ -251,7 +272,11 @@ Result<bool> QemuDisk::target_in_use() const {
   const auto node = find_qemu_node(*client_, uri);
   if (!node && node.error().code == ErrorCode::refused) return false;
   if (!node) return fail(node.error());
-  return !node->device.empty();
+  if (!node->device.empty()) return true;
+  const auto exports = list_qemu_exports(*client_);
+  if (!exports) return fail(exports.error());
+  return std::any_of(exports->begin(), exports->end(),
+                     [&](const QemuExport& each) { return each.node == node->name && !each.ours(); });
 }
 
 // The end.

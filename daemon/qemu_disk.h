@@ -53,7 +53,7 @@ class QemuDisk {
   /// A raw node over a file or block device, not in use yet. Like `like` in how it is cached.
   Result<void> add_target(const std::string& path, const QemuNode& like);
   Result<void> remove_target();
-  /// Whether the guest's writes go to the target already.
+  /// Whether what the guest, or an export's client, writes goes to the target already.
   Result<bool> target_in_use() const;
 
   /// Takes away whatever this run has added, but for a target that is in use, and bitmaps that outlive it.
@@ -65,6 +65,8 @@ class QemuDisk {
   /// The number in a bitmap's name, if it is one of this run's.
   std::optional<std::uint64_t> bitmap_number(const std::string& name) const;
   std::string target_node() const { return prefix() + "-disk"; }
+  /// Of QEMU, which gives users of a node the target.
+  std::string move_job() const { return prefix() + "-move"; }
 
  private:
   std::string prefix() const { return "blockferry-" + run_id_; }
@@ -72,6 +74,7 @@ class QemuDisk {
   nlohmann::json bitmap_options(const std::string& node, const std::string& name,
                                 std::uint64_t granularity) const;
   Result<void> remove_export(const std::string& id);
+  Result<bool> end_move();
   Result<void> start_server();
   Result<void> stop_server_if_unused();
   Result<std::string> add_export(const std::string& id, const std::string& node, const std::string& bitmap);

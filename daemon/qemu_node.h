@@ -70,6 +70,7 @@ Result<std::optional<bool>> qemu_guest_runs(QmpClient& client);
 
 struct QemuExport {
   std::string id, node;
+  bool ours() const { return id.starts_with("blockferry-"); }  ///< of a run of Blockferry's
 };
 Result<std::vector<QemuExport>> list_qemu_exports(QmpClient& client);
 

@@ -25,6 +25,19 @@ json switch_to(const std::string& device, const std::string& node) {
   return {{"execute", "qom-set"}, {"arguments", {{"path", device}, {"property", "drive"}, {"value", node}}}};
 }
 
+/// All that is written is on both already: it only gives one's users the other one.
+json mirror(const std::string& job, const std::string& from, const std::string& to) {
+  return {{"execute", "blockdev-mirror"},
+          {"arguments",
+           {{"job-id", job},
+            {"device", from},
+            {"target", to},
+            {"sync", "none"},
+            {"copy-mode", "write-blocking"},
+            {"on-target-error", "report"},
+            {"auto-dismiss", false}}}};
+}
+
 /// Of all guests: what the guard asks of two that are held together must not wait for one that holds the
 /// other.
 std::recursive_mutex& talking() {
@@ -104,7 +117,16 @@ std::vector<GuardHold> QuiescedGuest::holds() const {
     holds.back().take_verb = "freeze the filesystems of";
   }
   if (!options_.by_command) holds.push_back(hold_of(options_.stays ? "guest-for-good" : "guest", qmp_));
-  if (has_target_) {
+  if (has_target_ && node_.device.empty()) {
+    const std::string job = disk_->move_job(), there = disk_->target_node();
+    GuardHold hold = hold_of("node", qmp_);
+    hold.words = {members_of(mirror(job, node_.name, there)), members_of(mirror(job, there, node_.name)),
+                  job};
+    hold.hand_over_verb = "give " + options_.target + " to those who use " + node_.name + " of";
+    hold.where = "QEMU at " + disk_->client().socket();
+    hold.key += ":" + node_.name;
+    holds.push_back(std::move(hold));
+  } else if (has_target_) {
     GuardHold hold = hold_of("guest-disk", qmp_);
     hold.words = {members_of(switch_to(node_.device, disk_->target_node())),
                   members_of(switch_to(node_.device, node_.name))};
@@ -142,10 +164,15 @@ void QuiescedGuest::guard_talks(bool begins) {
 Result<std::string> quiescing_guest_refused(QmpClient& client, const QemuNode& node,
                                             const GuestOptions& options) {
   if (!options.target.empty() && node.device.empty()) {
-    return "the node " + node.name +
-           " is no device's of a guest, so there is nothing to be moved; `clone` copies it, and with "
-           "--handover "
-           "cmd a --cutover-cmd hands over";
+    const auto exports = list_qemu_exports(client);
+    if (!exports) return fail(exports.error());
+    if (std::none_of(exports->begin(), exports->end(),
+                     [&](const QemuExport& each) { return each.node == node.name && !each.ours(); })) {
+      return "the node " + node.name +
+             " is no device's of a guest, and QEMU exports it to nobody, so there is nothing to be moved; "
+             "`clone` "
+             "copies it, and with --handover cmd a --cutover-cmd hands over";
+    }
   }
   if (options.by_command) return "";
   const auto runs = qemu_guest_runs(client);
@@ -158,7 +185,7 @@ Result<std::string> quiescing_guest_refused(QmpClient& client, const QemuNode& n
   const auto exports = list_qemu_exports(client);
   if (!exports) return fail(exports.error());
   for (const auto& each : *exports) {
-    if (each.node == node.name && !each.id.starts_with("blockferry-")) {
+    if (each.node == node.name && !each.ours()) {
       return "QEMU exports it as " + each.id +
              ", and whoever writes that way is not stopped with the guest: remove the export, or give a "
              "--quiesce-cmd and a --resume-cmd";

@@ -181,6 +181,7 @@ Result<std::unique_ptr<Quiescer>> make_quiescer_for(LiveSources live, const std:
   options.quiesce_cmd = request.quiesce_cmd;
   options.resume_cmd = request.resume_cmd;
   options.cutover_cmd = request.cutover_cmd;
+  options.writers_go_on = members.front().status.moves_guest();
   std::vector<std::unique_ptr<QuiescedVolume>> volumes;
   std::string runs, sources, targets;
   for (const auto& member : members) {

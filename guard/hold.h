@@ -51,6 +51,7 @@ std::unique_ptr<Hold> make_filesystem_hold(int fd, bool fence);
 /// it.
 std::unique_ptr<Hold> make_map_hold(int control, std::uint64_t device, const std::string& table);
 std::unique_ptr<Hold> make_record_hold(std::string change_cmd, std::string undo_cmd);
-std::unique_ptr<Hold> make_command_hold(std::string quiesce_cmd, std::string resume_cmd);
+/// `goes_on`: whoever was quiesced goes on also after handing over, for he has been moved.
+std::unique_ptr<Hold> make_command_hold(std::string quiesce_cmd, std::string resume_cmd, bool goes_on);
 
 }  // namespace blockferry

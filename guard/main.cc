@@ -37,7 +37,10 @@ std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
   if (is("guest-disk", 3))
     return take(3, make_guest_disk_hold(std::atoi(words[1].c_str()), words[2], words[3]));
   if (is("guest-agent", 1)) return take(1, make_guest_agent_hold(std::atoi(words[1].c_str())));
-  if (is("commands", 2)) return take(2, make_command_hold(words[1], words[2]));
+  if (is("node", 4))
+    return take(4, make_node_hold(std::atoi(words[1].c_str()), words[2], words[3], words[4]));
+  if (is("commands", 2) || is("commands-of-moved", 2))
+    return take(2, make_command_hold(words[1], words[2], kind == "commands-of-moved"));
   return nullptr;
 }
 

@@ -26,9 +26,12 @@
 //   record FD CHANGE UNDO    handing over, runs CHANGE before anything is released; UNDO where it came to
 //                            nothing all the same. FD is a lock, which is kept until the guard has ended
 //   commands QUIESCE RESUME  runs these; handed over, the second one is not run
+//   commands-of-moved …      likewise; handed over, it is: the writers have been moved, and go on
 //   guest FD                 stops the guest of the QEMU whose QMP that is, and starts it again
 //   guest-for-good FD        likewise; handed over, it stays stopped
 //   guest-disk FD DO UNDO    handed over, QEMU does what DO says: it gives the guest another disk
+//   node FD DO UNDO JOB      handed over, QEMU does what DO says: by this job it gives whoever uses a block
+//                            node another one
 //   guest-agent FD           freezes the guest's filesystems by its agent, and thaws them
 #pragma once
 

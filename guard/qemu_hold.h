@@ -18,6 +18,10 @@ std::unique_ptr<Hold> make_guest_hold(int qmp, bool stays);
 /// "arguments":…`. `back` undoes it.
 std::unique_ptr<Hold> make_guest_disk_hold(int qmp, std::string there, std::string back);
 
+/// Handing over gives whoever uses a block node another one, by the members of a QMP command that begins this
+/// `job`, a mirror without content. `back` undoes it.
+std::unique_ptr<Hold> make_node_hold(int qmp, std::string there, std::string back, std::string job);
+
 /// Freezes the guest's filesystems by its agent, over a connection to that.
 std::unique_ptr<Hold> make_guest_agent_hold(int agent);
 

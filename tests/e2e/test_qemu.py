@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from harness.guest import DISK, BootGuest, storage_daemon
+from harness.guest import DISK, BootGuest
 from harness.volumes import MiB
 from harness.waiting import wait_until
 
@@ -289,14 +289,3 @@ def test_refusals_say_what_to_do(ferryd, volumes, guest):
     ferryd.ctl("resume", shown["id"])
     ferryd.wait_end(shown["id"])
     guest.assert_clean()
-
-
-def test_a_storage_daemon_needs_commands(ferryd, volumes):
-    image = volumes.file(8 * MiB)
-    daemon = storage_daemon(volumes, image)
-    target = volumes.path("target")
-    refused = ferryd.ctl("clone", daemon.source(), target, expect=4)
-    assert "there is no guest to stop" in refused.error, refused.error
-    ferryd.clone(daemon.source(), target, options=["--quiesce-cmd", "true", "--resume-cmd", "true"])
-    assert target.read_bytes() == image.read_bytes()
-    daemon.assert_clean()

@@ -7,27 +7,14 @@ BLOCKFERRY_CRASH_ROUNDS says how many kills of clones in all; half as many are o
 import os
 import shlex
 import signal
-import threading
 import time
 
 from harness.ferryd import ENDED
-from harness.guest import DISK, BootGuest
+from harness.guest import DISK, BootGuest, ask_for_cutover
 from harness.waiting import wait_until
 
 KILLS = int(os.environ.get("BLOCKFERRY_CRASH_ROUNDS", "6"))
 INSTANTS = ("copying", "tracking", "cutover", "cutover")
-
-
-def ask_for_cutover(ferryd, run):
-    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
-    def ask():
-        try:
-            ferryd.request("POST", f"/v1/runs/{run}/cutover")
-        except OSError:
-            pass
-    thread = threading.Thread(target=ask)
-    thread.start()
-    return thread
 
 
 def kill_at(ferryd, run, instant, random):

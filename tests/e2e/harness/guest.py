@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 from harness.volumes import KiB, MiB, need, run
@@ -108,7 +109,7 @@ def raw_content(image):
     if not Path(image).read_bytes()[:4] == b"QFI\xfb":
         return Path(image).read_bytes()
     raw = Path(f"{image}.raw")
-    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw)
+    run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", image, raw)
     content = raw.read_bytes()
     raw.unlink()
     return content
@@ -132,6 +133,24 @@ def disk_words(images, iothread=False, driver="raw"):
     return words
 
 
+def ask_for_cutover(ferryd, run):
+    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
+    def ask():
+        try:
+            ferryd.request("POST", f"/v1/runs/{run}/cutover")
+        except OSError:
+            pass
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def vhost_user_words(path):
+    """Of a QEMU whose guest's disk is served by a storage daemon at that socket."""
+    return ["-object", "memory-backend-memfd,id=memory,size=32M,share=on", "-machine", "memory-backend=memory",
+            "-chardev", f"socket,id=disk,path={path}", "-device", "vhost-user-blk-pci,id=vd0,chardev=disk"]
+
+
 def blocks_of(first, last, disks=1, disk=0):
     """{block: number} as the writes first … last leave them on one disk."""
     return {(number * 0x9E3779B1 & 0xFFFFFFFF) >> 16 & BLOCKS - 1: number
@@ -141,7 +160,7 @@ def blocks_of(first, last, disks=1, disk=0):
 class BootGuest(Qemu):
     """Writes from its boot sector on, as fast as it can; what has returned stands in `acknowledged()`."""
 
-    def __init__(self, volumes, disks=1, images=None, iothread=False, driver="raw", before=None):
+    def __init__(self, volumes, disks=1, images=None, iothread=False, driver="raw", before=None, words=None):
         need("qemu-system-x86_64", "gcc")
         self.disks = disks
         self.images = images or [volumes.sparse(DISK, [(8 * MiB, 4 * MiB)], name="disk") for _ in range(disks)]
@@ -157,7 +176,7 @@ class BootGuest(Qemu):
         super().__init__(volumes, [
             "qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-nodefaults", "-no-user-config", "-display", "none",
             "-drive", f"if=floppy,file={program},format=raw,readonly=on", "-boot", "a", "-serial", f"file:{self.serial}",
-            *disk_words(self.images, iothread, driver)], lambda path, _: ["-qmp", f"unix:{path},server=on,wait=off"],
+            *(words or disk_words(self.images, iothread, driver))], lambda path, _: ["-qmp", f"unix:{path},server=on,wait=off"],
             before)
         self.wait_for_writes(3)
 
@@ -202,11 +221,14 @@ def boot_linux(volumes, disks, made):
     return guest
 
 
-def storage_daemon(volumes, image, driver="raw", before=None):
+def storage_daemon(volumes, image, driver="raw", before=None, exported=None):
+    """`exported` is a socket, at which the disk is offered to a guest, over vhost-user."""
     need("qemu-storage-daemon")
     return Qemu(volumes, [
         "qemu-storage-daemon", "--blockdev", f"driver=file,node-name=file0,filename={image}",
-        "--blockdev", f"driver={driver},node-name=disk0,file=file0"],
+        "--blockdev", f"driver={driver},node-name=disk0,file=file0",
+        *(("--export", f"vhost-user-blk,id=theirs,node-name=disk0,addr.type=unix,addr.path={exported},writable=on")
+          if exported else ())],
         lambda path, name: ["--chardev", f"socket,path={path},server=on,wait=off,id={name}",
                             "--monitor", f"chardev={name}"], before)
 

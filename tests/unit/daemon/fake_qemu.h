@@ -94,6 +94,8 @@ class FakeQemu {
   std::map<std::string, Trick> tricks;                              ///< by command
   std::string node = "disk", drive = "disk", greeting = R"({"QMP":{"version":{},"capabilities":[]}})";
   std::uint64_t bytes = 1 << 20;
+  std::string job;  ///< of a move: "ready", "moved", "failed"
+  std::string exported_node = "disk";
   bool running = true, read_only = false, storage_daemon = false, server = false;
 
  private:
@@ -169,6 +171,9 @@ class FakeQemu {
     if (command == "transaction") return transaction(arguments.at("actions"));
     if (command == "blockdev-add") return json::object();
     if (command == "blockdev-del") throw std::string("Failed to find node with node-name");
+    if (command == "blockdev-mirror") return begin_job(arguments);
+    if (command == "query-jobs") return list_jobs();
+    if (command.starts_with("job-")) return about_job(command, arguments.at("id"));
     if (command == "qom-set") return drive = arguments.at("value"), json::object();
     throw "The command " + command + " has not been found";
   }
@@ -281,6 +286,30 @@ class FakeQemu {
     return json::object();
   }
 
+  json begin_job(const json& arguments) {
+    if (job != "") throw std::string("Job ID '" + job_id_ + "' already in use");
+    job = "ready";
+    job_id_ = arguments.at("job-id");
+    job_target_ = arguments.at("target");
+    return json::object();
+  }
+
+  json list_jobs() const {
+    if (job == "") return json::array();
+    json object = {{"id", job_id_}, {"status", job == "ready" ? "ready" : "concluded"}, {"type", "mirror"}};
+    if (job == "failed") object["error"] = "Operation canceled";
+    return json::array({object});
+  }
+
+  json about_job(const std::string& command, const std::string& id) {
+    if (job == "" || id != job_id_) throw std::string("Job not found");
+    if ((command == "job-dismiss") == (job == "ready"))
+      throw "Job '" + id + "' cannot accept command " + command;
+    if (command == "job-complete") exported_node = job_target_;
+    job = command == "job-complete" ? "moved" : command == "job-cancel" ? "failed" : "";
+    return json::object();
+  }
+
   json transaction(const json& actions) {
     for (const auto& range : on_its_way) mark(range);
     on_its_way.clear();
@@ -297,6 +326,7 @@ class FakeQemu {
 
   FileDescriptor listener_, nbd_;
   std::vector<std::string> commands_;
+  std::string job_id_, job_target_;
   std::map<std::string, std::string> exported_;  ///< bitmap by export
   std::atomic<bool> ended_ = false;
   std::thread thread_;

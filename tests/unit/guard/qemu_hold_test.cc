@@ -127,6 +127,81 @@ TEST_F(QemuHoldTest, AnAnswerThatDoesNotComeIsUndone) {
   }
 }
 
+std::string mirror(const std::string& from, const std::string& to) {
+  return R"("execute":"blockdev-mirror","arguments":{"job-id":"job","device":")" + from + R"(","target":")" +
+         to + "\"}";
+}
+
+/// What is to be seen of a node that is moved.
+class NodeHoldTest : public QemuHoldTest {
+ protected:
+  std::unique_ptr<Hold> hold() {
+    return make_node_hold(connection(), mirror("disk", "target"), mirror("target", "disk"), "job");
+  }
+  std::optional<HoldFailure> prepare(Hold& hold) { return hold.prepare_hand_over(limit, never); }
+  std::string node() {
+    return qemu.locked([&] { return qemu.exported_node; });
+  }
+  std::string job() {
+    return qemu.locked([&] { return qemu.job; });
+  }
+};
+
+TEST_F(NodeHoldTest, GivesItsUsersAnotherNodeAndTakesThemBack) {
+  auto hold = this->hold();
+  EXPECT_FALSE(take(*hold));
+  EXPECT_FALSE(prepare(*hold));
+  EXPECT_EQ(node(), "disk");
+  EXPECT_FALSE(hold->hand_over());
+  EXPECT_EQ(node(), "target");
+  EXPECT_EQ(job(), "") << "nothing is left of it";
+  hold->take_back();
+  EXPECT_EQ(node(), "disk");
+  EXPECT_EQ(job(), "");
+  hold->release(false);
+  EXPECT_EQ(qemu.count("job-cancel"), 0u);
+}
+
+TEST_F(NodeHoldTest, OneThatIsReleasedLeavesNoJob) {
+  auto hold = this->hold();
+  EXPECT_FALSE(prepare(*hold));
+  hold->release(false);
+  EXPECT_EQ(node(), "disk");
+  EXPECT_EQ(job(), "");
+}
+
+/// Handed over is what QEMU has done, not what it has answered.
+TEST_F(NodeHoldTest, WhateverQemuAnswersItIsKnownWhereItsUsersAre) {
+  for (const std::string command : {"blockdev-mirror", "job-complete"}) {
+    for (const std::string how : {"error", "senseless", "late"}) {
+      SCOPED_TRACE(command + ": " + how);
+      qemu.behave();
+      auto hold = this->hold();
+      trick(command, how);
+      auto failure = prepare(*hold);
+      if (!failure) failure = hold->hand_over();
+      ASSERT_TRUE(failure);
+      EXPECT_FALSE(failure->detail.empty());
+      qemu.behave();
+      hold->release(false);
+      EXPECT_EQ(node(), "disk");
+      EXPECT_EQ(job(), "");
+    }
+  }
+}
+
+TEST_F(NodeHoldTest, AnAnswerThatIsLostIsNoFailure) {
+  auto hold = this->hold();
+  EXPECT_FALSE(prepare(*hold));
+  qemu.play("job-complete", [this](const json&) -> std::string {
+    qemu.job = "moved";  // its thread has the mutex
+    qemu.exported_node = "target";
+    return "";
+  });
+  EXPECT_FALSE(hold->hand_over());
+  EXPECT_EQ(node(), "target");
+}
+
 TEST_F(QemuHoldTest, AQemuThatIsGoneIsAFailure) {
   const int fd = connection();
   qemu.play("query-status", [](const json&) { return "close"; });
