@@ -6,6 +6,8 @@
 #include <optional>
 #include <string_view>
 
+#include <arpa/inet.h>
+
 #include "blockio/base/percent_encoding.h"
 
 namespace blockferry {
@@ -41,13 +43,21 @@ const Scheme* scheme_of(const std::string& text) {
   return nullptr;
 }
 
+/// An IPv6 address, with the name of an interface after a '%' where it needs one.
+bool is_bracketed_address(std::string_view text) {
+  if (text.find(']') != text.size() - 1) return false;
+  const std::string address(text.substr(1, text.find_first_of("%]") - 1));
+  in6_addr read{};
+  return ::inet_pton(AF_INET6, address.c_str(), &read) == 1;
+}
+
 /// HOST, HOST:PORT, [IPv6], [IPv6]:PORT. False where it is none of these.
 bool read_host(std::string_view text, NbdUri& uri) {
   const auto close = text.starts_with("[") ? text.find(']') : std::string_view::npos;
   if (text.starts_with("[") && close == std::string_view::npos) return false;
   const auto colon = text.find(':', close == std::string_view::npos ? 0 : close);
   const auto host = percent_decoded(text.substr(0, colon));
-  if (!host || host->empty()) return false;
+  if (!host || host->empty() || (text.starts_with("[") && !is_bracketed_address(*host))) return false;
   uri.host = *host;
   for (char& letter : uri.host) letter = char(std::tolower(static_cast<unsigned char>(letter)));
   uri.port = colon == std::string_view::npos ? default_port : std::string(text.substr(colon + 1));

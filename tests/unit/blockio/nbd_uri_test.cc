@@ -30,6 +30,7 @@ TEST(NbdUri, OneExportHasOneIdentityHoweverItIsSpelled) {
   EXPECT_EQ(identity_of("nbds://bob@host:10809/"), "nbd:host:10809/");
   EXPECT_EQ(identity_of("nbd://host/%64isk"), identity_of("nbd://HOST:10809/disk"));
   EXPECT_EQ(identity_of("nbd://[::1]:5/x/y"), "nbd:[::1]:5/x/y");
+  EXPECT_EQ(identity_of("nbd://[fe80::1%25eth0]"), "nbd:[fe80::1%eth0]:10809/");
   EXPECT_EQ(identity_of("nbd+unix:///e?socket=/s"), "nbd:unix:/s/e");
   EXPECT_EQ(identity_of("nbd+unix://?socket=/s"), "nbd:unix:/s/");
   EXPECT_NE(identity_of("nbd://host/disk"), identity_of("nbd://host/Disk"));
@@ -47,6 +48,9 @@ TEST(NbdUri, WhatIsUnsoundIsRefusedWithTheReason) {
       {"nbd://host:", "HOST"},
       {"nbd://host:x", "HOST"},
       {"nbd://[::1", "HOST"},
+      {"nbd://[::1]x", "HOST"},
+      {"nbd://[host]", "HOST"},
+      {"nbd://[::1%5D:1]", "HOST"},
       {"nbd://host:123456", "HOST"},
       {"nbd://user@host", "nbds"},
       {"nbds://user:secret@host", "password"},
