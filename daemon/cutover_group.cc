@@ -161,6 +161,7 @@ class CutoverGroup::Member : public Quiescer {
   Nanoseconds quiesced_at() const override { return attempt_->quiescer().quiesced_at(); }
   Nanoseconds released_at() const override { return attempt_->quiescer().released_at(); }
   Nanoseconds command_time() const override { return attempt_->quiescer().command_time(); }
+  Nanoseconds expected_command_time() const override { return attempt_->quiescer().expected_command_time(); }
 
  private:
   const std::shared_ptr<Attempt> attempt_;

@@ -5,6 +5,7 @@
 #include <set>
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "blockio/base/file_descriptor.h"
@@ -32,6 +33,7 @@ class GuardedQuiescer : public Quiescer {
   Nanoseconds released_at() const override { return released_at_; }
   bool handed_over() const override { return handed_over_; }
   Nanoseconds command_time() const override { return command_time_; }
+  Nanoseconds expected_command_time() const override;
 
  private:
   Result<void> open_mark();
@@ -66,6 +68,7 @@ Result<void> GuardedQuiescer::open_mark() {
                              ? ::open("/dev/null", O_RDONLY | O_CLOEXEC)
                              : ::open(options_.mark_directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!mark_.valid()) return fail(error_from_errno(errno, "open", options_.mark_directory));
+  if (!options_.mark_directory.empty()) ::flock(mark_.get(), LOCK_SH | LOCK_NB);
   // Of an earlier cutover of this run, which is on record.
   if (!options_.mark_directory.empty()) ::unlinkat(mark_.get(), guard_mark, AT_REMOVEDIR);
   return {};
@@ -86,6 +89,12 @@ void GuardedQuiescer::choose_holds() {
   commands.take_verb = "quiesce";
   commands.where = options_.sources;
   holds_.push_back(std::move(commands));
+}
+
+Nanoseconds GuardedQuiescer::expected_command_time() const {
+  Nanoseconds time{0};
+  for (const auto& volume : volumes_) time += volume->expected_command_time();
+  return time;
 }
 
 Result<void> GuardedQuiescer::sync_ahead() {

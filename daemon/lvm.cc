@@ -208,16 +208,39 @@ LvmExchange::~LvmExchange() {
   std::filesystem::remove_all(directory_, none);
 }
 
-/// Without LVM's own archive of it, which may lie on what is still.
+/// LVM looks at no disks but the group's own: another may lie on what is still, and would not answer. Nor
+/// does it write its own archive, which may lie there, too.
+std::vector<std::string> LvmExchange::restore_words(const char* file) const {
+  return {"vgcfgrestore",
+          "--yes",
+          "--nolocking",
+          "--devices",
+          disks_,
+          "--config",
+          "backup{backup=0 archive=0}",
+          "--file",
+          directory_ + "/" + file,
+          group_};
+}
+
 std::string LvmExchange::restore_command(const char* file) const {
-  return std::string(program) +
-         " vgcfgrestore --yes --nolocking --config 'backup{backup=0 archive=0}' --file " + directory_ + "/" +
-         file + " " + group_;
+  std::string command = program;
+  for (const auto& word : restore_words(file))
+    command += " '" + word + "'";  // no name of LVM's holds a quote
+  return command;
 }
 
 Result<void> LvmExchange::change() const {
-  const auto done = run_lvm({"vgcfgrestore", "--yes", "--nolocking", "--file", directory_ + "/new", group_});
+  const auto done = run_lvm(restore_words("new"));
   return done ? Result<void>() : fail(done.error());
+}
+
+Result<void> LvmExchange::find_disks() {
+  const auto disks = report("vgs", "pv_name", group_);
+  if (!disks) return fail(disks.error());
+  disks_.clear();
+  for (const auto& disk : *disks) disks_ += (disks_.empty() ? "" : ",") + disk[0];
+  return {};
 }
 
 /// The same lock as LVM's commands take for the group: a file that whoever lets go of it removes.
@@ -248,6 +271,7 @@ Result<void> LvmExchange::prepare() {
   std::error_code none;
   std::filesystem::remove_all(directory_, none);
   if (::mkdir(directory_.c_str(), 0700) != 0) return fail(error_from_errno(errno, "make", directory_));
+  if (auto done = find_disks(); !done) return done;
   const std::string old_file = directory_ + "/old";
   if (auto done = run_lvm({"vgcfgbackup", "--nolocking", "--file", old_file, group_}); !done)
     return fail(done.error());
@@ -257,7 +281,13 @@ Result<void> LvmExchange::prepare() {
   if (!exchanged) return fail(exchanged.error());
   std::ofstream out(directory_ + "/new");
   out << *exchanged << std::flush;
-  return out ? Result<void>() : fail(error_from_errno(EIO, "write", directory_ + "/new"));
+  if (!out) return fail(error_from_errno(EIO, "write", directory_ + "/new"));
+  const Nanoseconds begun = system_clock().now();
+  auto words = restore_words("new");
+  words.emplace_back("--test");
+  const auto tried = run_lvm(std::move(words));
+  expected_time_ = system_clock().now() - begun;
+  return tried ? Result<void>() : fail(tried.error());
 }
 
 }  // namespace blockferry

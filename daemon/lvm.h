@@ -6,9 +6,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <sys/types.h>
 
+#include "blockio/base/clock.h"
 #include "blockio/base/error.h"
 #include "blockio/base/file_descriptor.h"
 #include "daemon/device_mapper.h"
@@ -44,8 +46,10 @@ class LvmExchange {
 
   /// Waits a while for other LVM commands to end.
   Result<void> lock();
-  /// Precondition: locked. The commands can be run from then on.
+  /// Precondition: locked. The commands can be run from then on, and it is known that LVM takes the change.
   Result<void> prepare();
+  /// Of one of the commands, as measured by prepare().
+  Nanoseconds expected_time() const { return expected_time_; }
   /// Whoever has a duplicate of it keeps the lock.
   int lock_descriptor() const { return lock_.get(); }
   /// At once.
@@ -54,9 +58,13 @@ class LvmExchange {
   std::string undo_command() const { return restore_command("old"); }
 
  private:
+  Result<void> find_disks();
+  std::vector<std::string> restore_words(const char* file) const;
   std::string restore_command(const char* file) const;
 
   const std::string group_, one_, other_, directory_;
+  std::string disks_;  ///< of the group, with commas between them
+  Nanoseconds expected_time_{0};
   FileDescriptor lock_;
 };
 

@@ -69,6 +69,9 @@ class QuiescedMap : public QuiescedVolume {
   /// Suspending has flushed it.
   Result<void> settle() override { return {}; }
   void release_without_guard() override;
+  Nanoseconds expected_command_time() const override {
+    return metadata_ == nullptr ? Nanoseconds(0) : metadata_->expected_time();
+  }
 
  private:
   void open_filesystems(const VolumeNode& volume);
@@ -166,10 +169,13 @@ Result<std::unique_ptr<QuiescedVolume>> open_quiesced_map(const std::string& pat
   return volume;
 }
 
-Result<void> take_over_suspended(dev_t map, Nanoseconds limit) {
+bool is_left_suspended(dev_t map, const std::function<bool()>& guarded, Nanoseconds limit) {
   const Nanoseconds give_up = system_clock().now() + limit;
-  while (suspended(map) && system_clock().now() < give_up) system_clock().sleep_for(look_again);
-  if (!suspended(map)) return {};
+  while (suspended(map) && guarded() && system_clock().now() < give_up) system_clock().sleep_for(look_again);
+  return suspended(map);
+}
+
+Result<void> resume_left_suspended(dev_t map) {
   const FileDescriptor control(::open(control_node, O_RDWR | O_CLOEXEC));
   if (!control.valid()) return fail(error_from_errno(errno, "open", control_node));
   resume_as_it_was(control.get(), map);

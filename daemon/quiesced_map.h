@@ -3,6 +3,7 @@
 // whatever lies between. Handed over, it is resumed on another disk (swap_plan.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -19,8 +20,10 @@ std::string suspending_refused(const VolumeNode& volume);
 Result<std::unique_ptr<QuiescedVolume>> open_quiesced_map(const std::string& path, const SwapPlan& plan,
                                                           bool back, const std::string& key);
 
-/// After a process and its guard were killed: waits until a guard that lives has done with the map, and
-/// resumes one that nobody does it for any more, with the table that it had.
-Result<void> take_over_suspended(dev_t map, Nanoseconds limit);
+/// After a process and its guard were killed: waits until a guard that lives (`guarded`) has done with the
+/// map. Whether it is suspended, and nobody will resume it any more.
+bool is_left_suspended(dev_t map, const std::function<bool()>& guarded, Nanoseconds limit);
+/// With the table that it had.
+Result<void> resume_left_suspended(dev_t map);
 
 }  // namespace blockferry

@@ -23,6 +23,8 @@ class QuiescedVolume {
   virtual Result<void> sync_ahead() = 0;
   /// All is held. When it returns, what was written before has been sent to the device.
   virtual Result<void> settle() = 0;
+  /// What its commands will take that the guard runs when it hands over.
+  virtual Nanoseconds expected_command_time() const { return Nanoseconds(0); }
   /// Somebody has killed the guard, which may have held something.
   virtual void release_without_guard() = 0;
 };

@@ -45,6 +45,8 @@ class Quiescer {
   virtual Nanoseconds released_at() const = 0;
   /// What the cutover command took.
   virtual Nanoseconds command_time() const = 0;
+  /// What of ferryd's own commands is to be expected of hand_over().
+  virtual Nanoseconds expected_command_time() const { return Nanoseconds(0); }
 };
 
 }  // namespace blockferry

@@ -45,6 +45,7 @@ class RealEnvironment : public RunEnvironment {
   StateDirectory& state() override { return state_; }
   BufferPool& buffers() override { return buffers_; }
   Result<RunDevices> open_devices(const RunRecord& record) override;
+  void devices_closed() override { swap_.reset(); }
   Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) override {
     return trackers_of(record).adopt(record);
   }
@@ -56,7 +57,7 @@ class RealEnvironment : public RunEnvironment {
     sources_.pins.remove(record);  // a guest's mark of a hand-over is there, too
   }
   std::optional<bool> handed_over(const RunRecord& record) override {
-    if (record.swap) return swap_came_to_pass(record);
+    if (record.swap) return swap_came_to_pass(sources_.pins, record);
     // QEMU knows better than any mark which disk its guest has.
     return record.status.moves_guest() ? sources_.qemu.handed_over(record)
                                        : sources_.pins.handed_over(record);

@@ -256,6 +256,7 @@ void RunCore::finish() {
   if (!hung) {
     engine_.reset();
     devices_.release();
+    environment_.devices_closed();
     buffers_.reset();
   }
   switch (ending_) {

@@ -267,7 +267,8 @@ class RunCore {
     std::uint64_t dirty_before = 0;   ///< granules, when the last pass ended
     double copy_speed = 0;            ///< bytes a second, of the last pass that was long enough to tell
     double freeze_seconds = 0.05, flush_seconds = 0.01;  ///< as last measured; at first as usual
-    std::string waits_for;  ///< runs that are cut over together with this one, which is ready
+    double command_seconds = 0;  ///< what ferryd's own commands take in the pause of a hand-over
+    std::string waits_for;       ///< runs that are cut over together with this one, which is ready
     std::optional<Error> cutover_refused;
     std::string note;  ///< for the user: why nothing comes to an end
   } live_;

@@ -57,6 +57,7 @@ void RunCore::begin_cutover() {
     live_.cutover_refused = quiescer.error();
   } else {
     cutover_.quiescer = std::move(*quiescer);
+    live_.command_seconds = milliseconds(cutover_.quiescer->expected_command_time()) / 1000;
     cutover_.stage = CutoverStage::syncing;
     record_.final_pass_begun = true;  // with the next checkpoint
     Quiescer& ahead = *cutover_.quiescer;

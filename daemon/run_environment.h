@@ -53,6 +53,8 @@ class RunEnvironment {
   virtual StateDirectory& state() = 0;
   /// Called on the run's own thread, which also uses what it returns.
   virtual Result<RunDevices> open_devices(const RunRecord& record) = 0;
+  /// All of them are: the run has ended, and whoever sees that may use them.
+  virtual void devices_closed() {}
   virtual BufferPool& buffers() = 0;
   // Of runs whose source is in use. A tracker goes on while nobody is there, until it is removed.
   virtual Result<std::unique_ptr<LiveTracker>> adopt_tracker(const RunRecord& record) = 0;

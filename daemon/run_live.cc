@@ -133,7 +133,8 @@ void RunCore::measure_pass() {
 double RunCore::predicted_pause_seconds() const {
   const double bytes = double(volume_->dirty().count() * volume_->geometry().granule_bytes);
   const double speed = live_.copy_speed > 0 ? live_.copy_speed : speed_unknown;
-  return live_.freeze_seconds + bytes / speed + (hands_over() ? live_.flush_seconds : 0);
+  return live_.freeze_seconds + bytes / speed +
+         (hands_over() ? live_.flush_seconds + live_.command_seconds : 0);
 }
 
 bool RunCore::converged() const {
@@ -222,10 +223,14 @@ void RunCore::note_convergence(std::uint64_t dirty) {
   if (swapped() || converged() || live_.passes < 3 || double(dirty) < 0.9 * double(live_.dirty_before))
     return;
   const RunStatus& status = record_.status;
+  const std::string commands =
+      live_.command_seconds > 0
+          ? " (LVM's command takes " + format_duration(live_.command_seconds) + " of it)"
+          : "";
   live_.note = "it does not converge: " + format_size(status.dirty_bytes_per_second.value_or(0)) +
                "/s are written, " + format_size(std::uint64_t(live_.copy_speed)) +
                "/s copied, and a cutover now would pause for about " +
-               format_duration(predicted_pause_seconds()) + ": wait, `ferryctl set " + status.id +
+               format_duration(predicted_pause_seconds()) + commands + ": wait, `ferryctl set " + status.id +
                " --max-downtime`, `ferryctl cutover " + status.id + "`, or cancel";
 }
 

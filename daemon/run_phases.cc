@@ -86,7 +86,7 @@ void RunCore::enter_collecting(PassKind kind) {
   forget_regions();
   record_.phase = RunPhase::collecting;
   current_pass().kind = kind;
-  record_.status.verify_ran = false;
+  record_.status.verify_ran = live_.verified_ahead = false;
   record_.status.granules_verified = record_.status.granules_mismatched = 0;
   collect_committed_ = collect_marked_end_ = record_.cursor;
   scan_ = std::make_unique<ChecksumTracker>(volume_->geometry().granule_count(), volume_->checksums());

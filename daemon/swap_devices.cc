@@ -32,29 +32,32 @@ Error elsewhere(const RunRecord& record) {
   return make_error(ErrorCode::conflict, "take up", status.source_uri, why);
 }
 
-/// The metadata says where the volume lies; the other volume's map is what the metadata says of that.
-Result<void> settle_lvm(const RunRecord& record, dev_t map) {
+/// The metadata says where the volume lies.
+Result<void> settle_metadata(const RunRecord& record, dev_t map) {
   const SwapPlan& plan = *record.swap;
-  const LvmVolume volume{plan.group, plan.volume}, other{plan.group, plan.target_volume};
+  const LvmVolume volume{plan.group, plan.volume};
   const auto live = live_table(map);
   if (!live) return fail(live.error());
-  {
-    LvmExchange exchange(plan.group, plan.volume, plan.target_volume, record.status.id);
-    // A guard that outlived its ferryd has it as long as it has something to undo.
-    if (auto done = exchange.lock(); !done) return done;
-    auto recorded = lvm_table(volume);
-    if (recorded && *recorded != *live) {
-      if (auto done = exchange.prepare(); !done) return done;
-      if (auto done = exchange.change(); !done) return done;
-      recorded = lvm_table(volume);
-    }
-    if (!recorded) return fail(recorded.error());
-    if (*recorded != *live) {
-      return fail(
-          make_error(ErrorCode::conflict, "settle", record.status.source_uri,
-                     "LVM's metadata has it elsewhere than it lies (lvs -o +devices, dmsetup table)"));
-    }
+  LvmExchange exchange(plan.group, plan.volume, plan.target_volume, record.status.id);
+  // A guard that outlived its ferryd has it as long as it has something to undo; and what it ran, if that was
+  // killed, too.
+  if (auto done = exchange.lock(); !done) return done;
+  auto recorded = lvm_table(volume);
+  if (recorded && *recorded != *live) {
+    if (auto done = exchange.prepare(); !done) return done;
+    if (auto done = exchange.change(); !done) return done;
+    recorded = lvm_table(volume);
   }
+  if (!recorded) return fail(recorded.error());
+  if (*recorded == *live) return {};
+  return fail(make_error(ErrorCode::conflict, "settle", record.status.source_uri,
+                         "LVM's metadata has it elsewhere than it lies (lvs -o +devices, dmsetup table)"));
+}
+
+/// And the other volume's map is what the metadata says of that.
+Result<void> settle_lvm(const RunRecord& record, dev_t map) {
+  if (auto done = settle_metadata(record, map); !done) return done;
+  const LvmVolume other{record.swap->group, record.swap->target_volume};
   const auto target = map_of(record.status.targets.front().uri);
   if (!target) return fail(target.error());
   const auto target_live = live_table(*target), target_recorded = lvm_table(other);
@@ -102,12 +105,22 @@ Result<void> settle_swap(const RunRecord& record) {
   return plan.lvm() ? settle_lvm(record, *map) : Result<void>();
 }
 
-std::optional<bool> swap_came_to_pass(const RunRecord& record) {
+/// As the guard does it: nobody writes to the old disk while the metadata says that the volume lies on the
+/// new one, lest a power failure came then. But what stands against that does not keep the volume suspended.
+Result<void> take_over_suspended(const RunRecord& record, dev_t map) {
+  if (record.swap->lvm()) static_cast<void>(settle_metadata(record, map));
+  return resume_left_suspended(map);
+}
+
+std::optional<bool> swap_came_to_pass(const TrackerPins& pins, const RunRecord& record) {
   const SwapPlan& plan = *record.swap;
   const auto map = map_of(record.status.source_uri);
   if (!map) return std::nullopt;
   const Nanoseconds limit = std::chrono::milliseconds(record.status.request.max_freeze_ms);
-  if (auto done = take_over_suspended(*map, limit + guard_patience); !done) return std::nullopt;
+  if (is_left_suspended(
+          *map, [&] { return pins.is_guarded(record); }, limit + guard_patience)) {
+    if (auto done = take_over_suspended(record, *map); !done) return std::nullopt;
+  }
   const auto on_old = lies_on(*map, plan, plan.old_place), on_new = lies_on(*map, plan, plan.new_place);
   if (!on_old || !on_new || *on_old == *on_new) return std::nullopt;
   return record.status.swapped ? *on_old : *on_new;

@@ -34,6 +34,6 @@ class SwapDevices {
 
 /// As RunEnvironment has them.
 Result<void> settle_swap(const RunRecord& record);
-std::optional<bool> swap_came_to_pass(const RunRecord& record);
+std::optional<bool> swap_came_to_pass(const TrackerPins& pins, const RunRecord& record);
 
 }  // namespace blockferry

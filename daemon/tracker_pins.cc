@@ -7,13 +7,16 @@
 #include <mutex>
 #include <random>
 
+#include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <unistd.h>
 
 #include "bitmap/ebpf_tracker.h"
+#include "blockio/base/file_descriptor.h"
 #include "daemon/device_mapper.h"
 #include "guard/protocol.h"
 
@@ -147,6 +150,11 @@ Result<std::string> TrackerPins::make_mark_directory(const RunRecord& record) {
       return fail(error_from_errno(errno, "make", each));
   }
   return directory;
+}
+
+bool TrackerPins::is_guarded(const RunRecord& record) const {
+  const FileDescriptor mark(::open(mark_directory_of(record).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  return mark.valid() && ::flock(mark.get(), LOCK_EX | LOCK_NB) != 0;
 }
 
 void TrackerPins::forget_hand_over(const RunRecord& record) {

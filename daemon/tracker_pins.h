@@ -34,6 +34,8 @@ class TrackerPins : public Trackers {
   /// Where the guard marks a hand-over (guard/protocol.h): one place for all volumes that are handed over
   /// together, so that it is marked for all at once.
   Result<std::string> make_mark_directory(const RunRecord& record);
+  /// Whether the guard of a cutover lives, or its ferryd, with that place locked.
+  bool is_guarded(const RunRecord& record) const;
   /// Nothing: that place is gone.
   std::optional<bool> handed_over(const RunRecord& record) override;
   /// Precondition: the records of all that were handed over together say so.

@@ -46,10 +46,22 @@ void Guard::start(void (Guard::*job)()) {
   });
 }
 
+void Guard::end_worker() {
+  if (!worker_.joinable()) return;
+  eventfd_t count = 0;
+  ::eventfd_read(worker_done_, &count);
+  worker_.join();
+}
+
+void Guard::end_worker_until_deadline() {
+  pollfd event{worker_done_, POLLIN, 0};
+  if (worker_.joinable() && ::poll(&event, 1, int(time_left().count())) > 0) end_worker();
+}
+
 /// Watches meanwhile. False: ferryd is gone.
 bool Guard::wait_for_worker() {
   bool alive = true;
-  for (;;) {
+  while (worker_.joinable()) {
     pollfd events[2] = {{worker_done_, POLLIN, 0}, {socket_, short(alive ? POLLRDHUP : 0), 0}};
     ::poll(events, alive ? 2 : 1, let_go_ ? -1 : int(time_left().count()) + 1);
     if (events[0].revents != 0) break;
@@ -62,9 +74,7 @@ bool Guard::wait_for_worker() {
       let_go();
     }
   }
-  eventfd_t count = 0;
-  ::eventfd_read(worker_done_, &count);
-  if (worker_.joinable()) worker_.join();
+  end_worker();
   return alive;
 }
 
@@ -132,6 +142,10 @@ bool Guard::hand_holds_over() {
   return true;
 }
 
+void Guard::undo_preparation() {
+  for (std::size_t i = holds_.size(); i-- > 0;) holds_[i]->undo_preparation();
+}
+
 /// Precondition: let_go_, so that no more are taken. The last one taken goes first.
 void Guard::release(bool by_command) {
   const std::lock_guard lock(mutex_);
@@ -142,18 +156,31 @@ void Guard::release(bool by_command) {
   }
 }
 
+/// Before the release, but never beyond the deadline.
+void Guard::undo_in_time() {
+  end_worker_until_deadline();  // a command of ours is being killed
+  if (worker_.joinable() || time_left().count() == 0) return;
+  start(&Guard::undo_preparation);
+  end_worker_until_deadline();
+}
+
 /// Once.
 void Guard::let_go() {
+  bool committed = false;
   {
     const std::lock_guard lock(mutex_);
     if (let_go_) return;
     let_go_ = true;
+    committed = committed_;
   }
+  if (handing_over_ && !committed &&
+      std::any_of(holds_.begin(), holds_.end(), [](const auto& hold) { return hold->undoes_preparation(); }))
+    undo_in_time();
   release(false);
   const bool commands =
       std::any_of(holds_.begin(), holds_.end(), [](const auto& hold) { return hold->released_by_command(); });
   if (!commands) return;
-  if (worker_.joinable()) worker_.join();  // a command of ours is being killed
+  end_worker();
   release(true);
 }
 
@@ -185,6 +212,7 @@ int Guard::run() {
     return 0;
   }
   if (!let_go_ && request.kind == GuardRequest::hand_over) {
+    handing_over_ = true;
     start(&Guard::hand_over);
     wait_for_worker();
   }

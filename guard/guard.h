@@ -31,10 +31,14 @@ class Guard {
 
   void start(void (Guard::*job)());
   bool wait_for_worker();
+  void end_worker();
+  void end_worker_until_deadline();
   void take_holds();
   bool take(std::size_t index);
   void hand_over();
   bool hand_holds_over();
+  void undo_preparation();
+  void undo_in_time();
   void release(bool by_command);
   void let_go();
   void answer(GuardAnswer::Kind kind);
@@ -54,6 +58,7 @@ class Guard {
   bool expired_ = false;
   GuardAnswer answer_{};  ///< the worker's, read when it has ended
   bool failed_ = false;
+  bool handing_over_ = false;
   const int worker_done_;
   std::thread worker_;
 };

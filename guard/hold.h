@@ -34,6 +34,11 @@ class Hold {
     return std::nullopt;
   }
 
+  /// What prepare_hand_over() does is to be undone while all is still held, where nothing comes of it. Where
+  /// there is no time for that, release(false) does it.
+  virtual bool undoes_preparation() const { return false; }
+  virtual void undo_preparation() {}
+
   /// Precondition: taken. The source is given up: from release() on nobody writes to it whose writes would be
   /// lost. May be undone by `take_back` until the release, where another hold's failed.
   virtual std::optional<HoldFailure> hand_over() { return std::nullopt; }
@@ -50,7 +55,8 @@ std::unique_ptr<Hold> make_filesystem_hold(int fd, bool fence);
 /// `control`: device-mapper's node. `device`: as the kernel encodes its number. `table`: as `dmsetup` reads
 /// it.
 std::unique_ptr<Hold> make_map_hold(int control, std::uint64_t device, const std::string& table);
-std::unique_ptr<Hold> make_record_hold(std::string change_cmd, std::string undo_cmd);
+/// `lock`: its commands have it as long as they run, whatever becomes of this process.
+std::unique_ptr<Hold> make_record_hold(int lock, std::string change_cmd, std::string undo_cmd);
 /// `goes_on`: whoever was quiesced goes on also after handing over, for he has been moved.
 std::unique_ptr<Hold> make_command_hold(std::string quiesce_cmd, std::string resume_cmd, bool goes_on);
 

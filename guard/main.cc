@@ -31,7 +31,7 @@ std::unique_ptr<Hold> hold_of(std::vector<std::string>& words) {
   if (is("map", 3))
     return take(3, make_map_hold(std::atoi(words[1].c_str()), std::strtoull(words[2].c_str(), nullptr, 10),
                                  words[3]));
-  if (is("record", 3)) return take(3, make_record_hold(words[2], words[3]));  // words[1]: a lock, kept open
+  if (is("record", 3)) return take(3, make_record_hold(std::atoi(words[1].c_str()), words[2], words[3]));
   if (is("guest", 1) || is("guest-for-good", 1))
     return take(1, make_guest_hold(std::atoi(words[1].c_str()), kind == "guest-for-good"));
   if (is("guest-disk", 3))

@@ -14,17 +14,18 @@
 // The guard lets go by itself when the limit has passed, and when the other end of the socket is closed. It
 // serves one cutover and ends.
 //
-// Descriptors: 3 the socket (SOCK_SEQPACKET), 4 the directory for the mark of a hand-over, or /dev/null.
+// Descriptors: 3 the socket (SOCK_SEQPACKET), 4 the directory for the mark of a hand-over, with a shared BSD
+// lock on it that tells whoever comes next that the guard still lives; or /dev/null.
 // Arguments: HOW ("units": commands are run as transient units of systemd's; "children": by itself),
 // CUTOVER_CMD (empty: none), and then each hold's words:
 //
 //   filesystem FD            freezes it; handed over, its writers go on
 //   fenced-filesystem FD     freezes it; handed over, it is shut down, so that its writers get errors
 //   map FD NUMBER TABLE      suspends this device-mapper device, FD being the control node; handed over, it
-//   is
-//                            resumed with TABLE
+//                            is resumed with TABLE
 //   record FD CHANGE UNDO    handing over, runs CHANGE before anything is released; UNDO where it came to
-//                            nothing all the same. FD is a lock, which is kept until the guard has ended
+//                            nothing all the same, before anything is released if there is time. FD is a
+//                            lock, which is kept until the guard and these commands have ended
 //   commands QUIESCE RESUME  runs these; handed over, the second one is not run
 //   commands-of-moved …      likewise; handed over, it is: the writers have been moved, and go on
 //   guest FD                 stops the guest of the QEMU whose QMP that is, and starts it again

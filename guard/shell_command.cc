@@ -26,6 +26,7 @@ namespace blockferry {
 namespace {
 
 constexpr std::size_t said_bytes_max = 250;
+constexpr int lock_fd = 3;
 
 /// The beginning and the end, on one line: some programs say first what was wrong, and others last.
 std::string one_line_of(int output) {
@@ -86,8 +87,8 @@ std::vector<std::string> unit_words(const std::string& unit, const std::string& 
   return words;
 }
 
-/// In a process group of its own.
-int spawn(std::vector<std::string> words, int output, pid_t& process) {
+/// In a process group of its own. `lock`: -1 for none.
+int spawn(std::vector<std::string> words, int output, int lock, pid_t& process) {
   std::vector<char*> arguments;
   arguments.reserve(words.size() + 1);
   for (auto& word : words) arguments.push_back(word.data());
@@ -97,6 +98,7 @@ int spawn(std::vector<std::string> words, int output, pid_t& process) {
   posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&files, output, 1);
   posix_spawn_file_actions_adddup2(&files, output, 2);
+  if (lock >= 0) posix_spawn_file_actions_adddup2(&files, lock, lock_fd);
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
   sigset_t none, all;
@@ -126,7 +128,7 @@ void kill_all(pid_t process, const std::string& unit) {
   if (unit.empty()) return;
   const FileDescriptor output(::open("/dev/null", O_WRONLY | O_CLOEXEC));
   pid_t killer = 0;
-  if (spawn({"systemctl", "kill", "--signal=KILL", unit + ".service"}, output.get(), killer) != 0) return;
+  if (spawn({"systemctl", "kill", "--signal=KILL", unit + ".service"}, output.get(), -1, killer) != 0) return;
   wait_for(killer, std::chrono::seconds(1));
 }
 
@@ -150,12 +152,12 @@ void run_commands_as_units() {
 namespace {
 
 /// `unit`: of which it is the command; empty: it is a child of ours.
-CommandOutcome run_command(const std::string& command_line, const std::string& unit,
+CommandOutcome run_command(const std::string& command_line, const std::string& unit, int lock,
                            std::chrono::milliseconds limit, const std::atomic<bool>& give_up) {
   const FileDescriptor output(::memfd_create("output", MFD_CLOEXEC));
   pid_t process = 0;
   const auto words = unit.empty() ? shell_words(command_line) : unit_words(unit, command_line, limit);
-  if (const int error = spawn(words, output.get(), process); error != 0)
+  if (const int error = spawn(words, output.get(), lock, process); error != 0)
     return {false, std::string("cannot be started: ") + std::strerror(error)};
   make_killable(process);
   const auto deadline = std::chrono::steady_clock::now() + limit;
@@ -181,12 +183,14 @@ CommandOutcome run_shell_command(const std::string& command_line, std::chrono::m
   static std::atomic<unsigned> commands{0};
   const std::string unit =
       as_units ? "ferryd-command-" + std::to_string(::getpid()) + "-" + std::to_string(++commands) : "";
-  return run_command(command_line, unit, limit, give_up);
+  return run_command(command_line, unit, -1, limit, give_up);
 }
 
+/// LVM's programs close descriptors that they do not know. So the shell keeps it, and does not become the
+/// last command.
 CommandOutcome run_own_command(const std::string& command_line, std::chrono::milliseconds limit,
-                               const std::atomic<bool>& give_up) {
-  return run_command(command_line, "", limit, give_up);
+                               const std::atomic<bool>& give_up, int lock) {
+  return run_command(command_line + "\nexit $?", "", lock, limit, give_up);
 }
 
 }  // namespace blockferry

@@ -23,8 +23,9 @@ void run_commands_as_units();
 CommandOutcome run_shell_command(const std::string& command_line, std::chrono::milliseconds limit,
                                  const std::atomic<bool>& give_up);
 
-/// One of ferryd's own, always a child of ours: it waits for nobody else, who may need what is still.
+/// One of ferryd's own, always a child of ours: it waits for nobody else, who may need what is still. As long
+/// as it runs, also without us, it has the descriptor `lock`.
 CommandOutcome run_own_command(const std::string& command_line, std::chrono::milliseconds limit,
-                               const std::atomic<bool>& give_up);
+                               const std::atomic<bool>& give_up, int lock);
 
 }  // namespace blockferry
