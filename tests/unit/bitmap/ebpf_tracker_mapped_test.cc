@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tracker on devices that cut bios to pieces: device-mapper at the ends of segments, md at those of
-// chunks.
+// The tracker on devices that cut bios to pieces (device-mapper at the ends of segments, md at those of
+// chunks), that write others in their place (dm-crypt, md's mirrors), and on drivers that few machines have.
+#include <cstdlib>
 #include <fstream>
+#include <sstream>
 
 #include "tests/unit/bitmap/tracked_volume.h"
 
@@ -109,18 +111,31 @@ TEST_F(EbpfTrackerMappedTest, APartThatLandsLateIsMarkedThen) {
   expect_no_losses(*tracker);
 }
 
-/// Two disks striped by md.
-class StripedDevice {
+/// What is written is a copy, and its end tells that of the original. With a cipher that costs nothing: this
+/// may be emulated.
+TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenEncrypted) {
+  const MappedDevice mapped(
+      line(0, "crypt cipher_null-ecb - 0 " + first_.path() + " 0 1 allow_discards") +
+      line(segment, "crypt cipher_null-ecb - 0 " + second_.path() + " 0 1 allow_discards"));
+  ASSERT_TRUE(mapped.valid());
+  expect_exact_marks(mapped.path(), 2 * segment);
+  expect_faithful_copy(mapped.path(), 2 * segment);
+}
+
+/// Two disks joined by md.
+class RaidDevice {
  public:
-  StripedDevice(const std::string& first, const std::string& second) {
-    made_ = run_program({"mdadm", "--build", path(), "--level=0", "--chunk=64", "--raid-devices=2", first,
-                         second}) == 0;
+  /// `words`: level, and the disks.
+  explicit RaidDevice(const std::vector<std::string>& words) {
+    std::vector<std::string> command{"mdadm", "--build", path(), "--raid-devices=2"};
+    command.insert(command.end(), words.begin(), words.end());
+    made_ = run_program(command) == 0;
   }
-  ~StripedDevice() {
+  ~RaidDevice() {
     if (made_) run_program({"mdadm", "--stop", path()});
   }
-  StripedDevice(const StripedDevice&) = delete;
-  StripedDevice& operator=(const StripedDevice&) = delete;
+  RaidDevice(const RaidDevice&) = delete;
+  RaidDevice& operator=(const RaidDevice&) = delete;
   bool valid() const { return made_; }
   static std::string path() { return "/dev/md177"; }
 
@@ -130,10 +145,34 @@ class StripedDevice {
 
 /// md tells of the ends of parts of whose beginnings it did not tell.
 TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenAcrossChunks) {
-  const StripedDevice striped(first_.path(), second_.path());
+  const RaidDevice striped({"--level=0", "--chunk=64", first_.path(), second_.path()});
   ASSERT_TRUE(striped.valid());
-  expect_exact_marks(StripedDevice::path(), 2 * segment);
-  expect_faithful_copy(StripedDevice::path(), 2 * segment);
+  expect_exact_marks(RaidDevice::path(), 2 * segment);
+  expect_faithful_copy(RaidDevice::path(), 2 * segment);
+}
+
+/// One disk is read: where two write to one place at a time, the other may come to hold another's bytes.
+TEST_F(EbpfTrackerMappedTest, MarksWhatWasWrittenToBothSidesOfAMirror) {
+  const RaidDevice mirror({"--level=1", "--assume-clean", first_.path(), "--write-mostly", second_.path()});
+  ASSERT_TRUE(mirror.valid());
+  expect_exact_marks(RaidDevice::path(), segment);
+  expect_faithful_copy(RaidDevice::path(), segment);
+}
+
+using EbpfTrackerDriversTest = EbpfTrackerTest;
+
+/// Those that the environment names, which has loaded their drivers.
+TEST_F(EbpfTrackerDriversTest, MarksWhatWasWritten) {
+  const char* const disks = std::getenv("BLOCKFERRY_TEST_DISKS");
+  if (disks == nullptr) GTEST_SKIP() << "BLOCKFERRY_TEST_DISKS names none";
+  std::istringstream words(disks);
+  for (std::string disk; words >> disk;) {
+    SCOPED_TRACE(disk);
+    std::uint64_t bytes = 0;
+    ASSERT_EQ(::ioctl(open_direct(disk).get(), BLKGETSIZE64, &bytes), 0) << std::strerror(errno);
+    expect_exact_marks(disk, bytes);
+    expect_faithful_copy(disk, bytes);
+  }
 }
 
 }  // namespace

@@ -39,8 +39,12 @@ class Granules {
  public:
   explicit Granules(std::uint64_t count) : granules_(count) {}
   void fill(std::mt19937_64& random) {
-    for (auto& granule : granules_)
-      std::fill(std::begin(granule.bytes), std::end(granule.bytes), std::byte(random()));
+    for (auto& granule : granules_) {
+      for (std::size_t i = 0; i < page; i += sizeof(std::uint64_t)) {
+        const std::uint64_t word = random();
+        std::memcpy(granule.bytes + i, &word, sizeof word);
+      }
+    }
   }
   void* data() { return granules_.data(); }
   std::size_t bytes() const { return granules_.size() * page; }
