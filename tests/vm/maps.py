@@ -21,16 +21,19 @@ def sectors(mib):
 class LinearMap:
     """Of two segments on one disk, and a plain disk to go to."""
 
-    def __init__(self):
+    def __init__(self, new_disk="ram1"):
         half = sectors(MIB) // 2
-        self.path, self.target = "/dev/mapper/moved", "/dev/ram1"
-        self.old_disk, self.new_disk = "ram0", "ram1"
+        self.path, self.target = "/dev/mapper/moved", f"/dev/{new_disk}"
+        self.old_disk, self.new_disk = "ram0", new_disk
         table = f"0 {half} linear 1:0 0\n{half} {half} linear 1:0 {half + 8192}\n"
         subprocess.run(["dmsetup", "create", "moved"], input=table, text=True, check=True)
+        for left in (self.path, self.target):  # by an earlier test
+            run("wipefs", "--all", "--quiet", left)
 
     def lies_on(self):
-        numbers = {line.split()[3].split(":")[1] for line in run("dmsetup", "table", "moved").splitlines()}
-        return {"0": self.old_disk, "1": self.new_disk}[numbers.pop()] if len(numbers) == 1 else None
+        numbers = {line.split()[3] for line in run("dmsetup", "table", "moved").splitlines()}
+        assert len(numbers) == 1, numbers
+        return Path("/sys/dev/block", numbers.pop()).resolve().name
 
     def check_books(self):
         """Nothing tells where it lies but its table."""
@@ -96,7 +99,13 @@ class MultipathMap:
         wait_until(lambda: subprocess.run(["modprobe", "-r", "scsi_debug"], check=False).returncode == 0, 20, "rmmod")
 
 
-KINDS = {"linear": LinearMap, "lvm": LogicalVolume, "multipath": MultipathMap}
+def linear_map_to_nvme():
+    run("modprobe", "nvme")
+    disks = wait_until(lambda: list(Path("/sys/block").glob("nvme*")), what="the disk")
+    return LinearMap(disks[0].name)
+
+
+KINDS = {"linear": LinearMap, "nvme": linear_map_to_nvme, "lvm": LogicalVolume, "multipath": MultipathMap}
 
 
 class Writer:

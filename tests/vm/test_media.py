@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real media errors: segments that the kernel answers with errors, and a SCSI disk with unreadable sectors."""
+"""Real media errors: segments that the kernel answers with errors, always or for a while, and a SCSI disk with
+unreadable sectors; and targets whose writes fail, or get lost."""
 import subprocess
 from pathlib import Path
 
@@ -10,15 +11,28 @@ from harness.waiting import wait_until
 MIB = 1 << 20
 
 
+BAD, BAD_BEGIN, BAD_BYTES = "/dev/mapper/bad", 8 * MIB, 64 << 10
+
+
+def load_bad_map(verb, target):
+    """32 MiB, of which 64 KiB from 8 MiB on are such a target."""
+    begin, count = BAD_BEGIN // 512, BAD_BYTES // 512
+    table = (f"0 {begin} linear 1:0 0\n{begin} {count} {target}\n"
+             f"{begin + count} {32 * 2048 - begin - count} linear 1:0 {begin + count}\n")
+    subprocess.run(["dmsetup", verb, "bad"], input=table, text=True, check=True)
+
+
 @pytest.fixture
 def bad_map():
-    """32 MiB, of which 64 KiB from 8 MiB on answer with errors."""
-    begin, count = 8 * 2048, 128
-    table = (f"0 {begin} linear 1:0 0\n{begin} {count} error\n"
-             f"{begin + count} {32 * 2048 - begin - count} linear 1:0 {begin + count}\n")
-    subprocess.run(["dmsetup", "create", "bad"], input=table, text=True, check=True)
-    yield "/dev/mapper/bad", 8 * MIB, 64 << 10
+    """Makes one."""
+    yield lambda target: load_bad_map("create", target)
     run("dmsetup", "remove", "--retry", "bad")
+
+
+def flakey(*features):
+    """It fails, or does as the feature says, from the first second on for an hour."""
+    said = [str(len(features)), *features] if features else []
+    return " ".join(["flakey 1:0", str(BAD_BEGIN // 512), "0 3600", *said])
 
 
 @pytest.fixture
@@ -51,10 +65,38 @@ def fill(device, before):
     run("dd", "if=/dev/urandom", f"of={device}", "bs=64K", f"count={before // 65536}", "oflag=direct")
 
 
-def test_error_segments_of_device_mapper(ferryd, bad_map):
-    source, begin, count = bad_map
-    fill(source, begin)
-    check(ferryd, source, begin, count)
+@pytest.mark.parametrize("target", ["error", flakey()], ids=["error", "flakey"])
+def test_error_segments_of_device_mapper(ferryd, bad_map, target):
+    bad_map(target)
+    fill(BAD, BAD_BEGIN)
+    check(ferryd, BAD, BAD_BEGIN, BAD_BYTES)
+
+
+@pytest.fixture
+def good_source():
+    run("dmsetup", "create", "good", "--table", f"0 {32 * 2048} linear 1:2 0")
+    run("dd", "if=/dev/urandom", "of=/dev/mapper/good", "bs=1M", "count=32", "oflag=direct")
+    yield "/dev/mapper/good"
+    run("dmsetup", "remove", "--retry", "good")
+
+
+def test_writes_that_fail_end_the_run_which_goes_on_when_they_succeed(ferryd, bad_map, good_source):
+    bad_map(flakey("error_writes"))
+    failed = ferryd.clone(good_source, BAD, options=("--overwrite",), expect=1)
+    assert failed["state"] == "failed" and failed["error"]["device"] == BAD, failed
+    assert BAD_BEGIN - MIB * 2 <= failed["error"]["offset"] <= BAD_BEGIN + BAD_BYTES, failed
+    load_bad_map("reload", f"linear 1:0 {BAD_BEGIN // 512}")
+    run("dmsetup", "resume", "bad")
+    ferryd.ctl("resume", failed["id"])
+    assert ferryd.wait_end(failed["id"])["verify"]["mismatches"] == 0
+    run("cmp", good_source, BAD)
+
+
+def test_writes_that_get_lost_are_found_by_the_verification(ferryd, bad_map, good_source):
+    bad_map(flakey("drop_writes"))
+    run("dd", "if=/dev/zero", "of=/dev/ram0", "bs=1M", "count=32", "oflag=direct")
+    failed = ferryd.clone(good_source, BAD, options=("--overwrite",), expect=1)
+    assert failed["state"] == "failed" and failed["verify"]["mismatches"] == BAD_BYTES // 4096, failed
 
 
 def test_medium_errors_of_a_scsi_disk(ferryd, bad_disk):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """migrate --handover dm-swap of volumes in use: inside a virtual machine (tests/vm/swap)."""
+import json
 import os
 import random
 import signal
@@ -13,7 +14,8 @@ from harness.volumes import run
 from harness.waiting import wait_until
 from maps import MountedMap
 
-ROUNDS = int(os.environ.get("BLOCKFERRY_SWAP_ROUNDS", 1))
+# The long set: so often each filesystem on each kind; without it a few of these.
+ROUNDS = range(int(os.environ.get("BLOCKFERRY_SWAP_ROUNDS", 0)))
 MAX_FREEZE = "60s"  # everything is emulated
 OPTIONS = ("--max-freeze", MAX_FREEZE, "--max-downtime", "20s", "--name", "move")
 
@@ -43,15 +45,24 @@ def migrate(ferryd, volume, *options):
     return ferryd.ctl("migrate", *OPTIONS, *options, volume.map.path, volume.map.target, "--json", timeout=300).json
 
 
-@pytest.mark.parametrize("kind, filesystem", [("linear", "ext4"), ("lvm", "xfs")] if ROUNDS == 1 else
-                         [*((kind, filesystem) for kind in ("linear", "lvm") for filesystem in ("ext4", "xfs")),
-                          ("multipath", "ext4")] * ROUNDS)
-def test_nobody_notices_the_swap_and_the_way_back(ferryd, in_use, kind, filesystem):
+ALL = [(kind, filesystem) for kind in ("linear", "lvm") for filesystem in ("ext4", "xfs")]
+
+
+def in_rounds(few, all_):
+    """The round is part of a test's name, and so of its seed."""
+    return [(*each, number) for number in ROUNDS for each in all_] or [(*each, 0) for each in few]
+
+
+@pytest.mark.parametrize("kind, filesystem, number",
+                         in_rounds([("nvme", "ext4"), ("lvm", "xfs")],
+                                   [*ALL, ("multipath", "ext4"), ("nvme", "ext4")]))
+def test_nobody_notices_the_swap_and_the_way_back(ferryd, in_use, kind, filesystem, number):
     volume = in_use(kind, filesystem)
     check = ferryd.ctl("check", "--handover", "dm-swap", volume.map.path, volume.map.target, "--json").json
     assert check["ok"] and check["handover"] == "dm-swap", check
     swapped = migrate(ferryd, volume)
-    assert swapped["swapped"] and swapped["handover"] == "dm-swap" and swapped["verify"]["mismatches"] == 0, swapped
+    assert swapped["swapped"] and swapped["handover"] == "dm-swap", swapped
+    assert swapped["verify"]["mismatches"] == 0, json.dumps(swapped)
     assert volume.map.lies_on() == volume.map.new_disk
     volume.map.check_books()
     volume.writer.goes_on()
@@ -72,9 +83,9 @@ def test_nobody_notices_the_swap_and_the_way_back(ferryd, in_use, kind, filesyst
 class Killer:
     """Kills ferryd, and its guard too where that is asked for, as soon as `reached()`."""
 
-    def __init__(self, ferryd, reached, with_guard):
-        self.ferryd, self.reached, self.with_guard = ferryd, reached, with_guard
-        self.killed = threading.Event()
+    def __init__(self, ferryd, volume, reached, with_guard):
+        self.ferryd, self.volume, self.reached, self.with_guard = ferryd, volume, reached, with_guard
+        self.killed, self.suspended = threading.Event(), False
         self.thread = threading.Thread(target=self._watch)
         self.thread.start()
 
@@ -84,17 +95,22 @@ class Killer:
             if time.monotonic() > give_up:
                 return
             time.sleep(0.002)
+        self.suspended = self.volume.suspended()
         processes = [self.ferryd.process.pid]
         if self.with_guard:
-            processes += children_of(self.ferryd.process.pid)
+            # One must not see the other's end. What the guard runs lives on.
+            os.kill(processes[0], signal.SIGSTOP)
+            processes += guards_of(self.ferryd)
         for process in reversed(processes):
             os.kill(process, signal.SIGKILL)
         self.killed.set()
 
     def wait(self):
+        """Whether the volume was suspended then."""
         self.thread.join(220)
         assert self.killed.is_set(), "it never came so far"
         self.ferryd.kill()
+        return self.volume.suspended() if self.with_guard else self.suspended
 
 
 def read(path):
@@ -110,59 +126,94 @@ def children_of(process):
     return [int(child) for task in tasks for child in read(task).split()]
 
 
+def guards_of(ferryd):
+    return [child for child in children_of(ferryd.process.pid) if "guard" in read(Path(f"/proc/{child}/comm"))]
+
+
 def lvm_runs(ferryd):
     """The guard has LVM's metadata changed."""
-    return any("vgcfgrestore" in read(Path(f"/proc/{child}/cmdline")) for guard in children_of(ferryd.process.pid)
-               if "guard" in read(Path(f"/proc/{guard}/comm")) for child in children_of(guard))
+    return any("vgcfgrestore" in read(Path(f"/proc/{child}/cmdline"))
+               for guard in guards_of(ferryd) for child in children_of(guard))
 
 
-class Once:
-    """After it was suspended, `later` seconds on, or not suspended any more."""
+class After:
+    """`reached()`, and then `later` seconds."""
 
-    def __init__(self, volume, resumed=False, later=0.0):
-        self.volume, self.resumed, self.later, self.since = volume, resumed, later, None
+    def __init__(self, reached, later):
+        self.reached, self.later, self.since = reached, later, None
 
     def __call__(self):
-        if self.since is None and self.volume.suspended():
+        if self.since is None and self.reached():
             self.since = time.monotonic()
-        if self.since is None or time.monotonic() < self.since + self.later:
-            return False
-        return not self.resumed or not self.volume.suspended()
+        return self.since is not None and time.monotonic() >= self.since + self.later
 
 
-STEPS = ["copying", "verifying", "suspended", "suspended-both", "metadata", "resumed"]
+class Resumed:
+    """After it was suspended it is not any more."""
+
+    def __init__(self, volume):
+        self.volume, self.seen = volume, False
+
+    def __call__(self):
+        suspended = self.volume.suspended()
+        self.seen = self.seen or suspended
+        return self.seen and not suspended
 
 
-def step(name, ferryd, volume, chance):
+# "both": ferryd and its guard. "metadata": while LVM's is changed.
+STEPS = {"there": ["copying", "verifying"], "back": ["tracking"]}
+IN_THE_PAUSE = ["suspended", "suspended-both", "metadata", "metadata-both", "resumed"]
+
+
+def steps_of(kind, way):
+    return STEPS[way] + [each for each in IN_THE_PAUSE if kind == "lvm" or "metadata" not in each]
+
+
+def reached(name, ferryd, volume, later):
     """What to wait for."""
-    if name in ("copying", "verifying"):
+    if name in ("copying", "verifying", "tracking"):
         return lambda: ferryd.request("GET", "/v1/runs/move")[1].get("state") == name
-    if name == "metadata":
-        return lambda: lvm_runs(ferryd)
-    return Once(volume, name == "resumed", 0.0 if name == "resumed" else chance.uniform(0, 0.3))
+    if "metadata" in name:
+        return After(lambda: lvm_runs(ferryd), later / 4)
+    return After(Resumed(volume) if name == "resumed" else volume.suspended, later)
 
 
-@pytest.mark.parametrize("way", ["there", "back"])
-def test_killed_at_every_step(ferryd, in_use, seed, way):
+def kill_at(ferryd, volume, way, name, later):
+    """Whether the step was reached: it may be over `later`."""
+    both = name.endswith("both")
+    killer = Killer(ferryd, volume, reached(name, ferryd, volume, later), both)
+    verify = () if name == "verifying" else ("--no-verify",)
+    process = ferryd.spawn_ctl(*(("migrate", *OPTIONS, *verify, "--overwrite", volume.map.path, volume.map.target)
+                                 if way == "there" else ("rollback", "move")))
+    suspended = killer.wait()
+    process.kill()
+    process.communicate()
+    wait_until(lambda: both or not volume.suspended(), 60, "the guard letting go")
+    begun = time.monotonic()
+    ferryd.start(60)
+    wait_until(lambda: not volume.suspended(), 10, "the volume going on")
+    print(f"killed at {name}, {later:.3f} s later: {'' if suspended else 'not '}suspended; "
+          f"not so any more {time.monotonic() - begun:.2f} s after the start of another ferryd")
+    return suspended or name not in ("suspended", *filter(lambda each: each.endswith("both"), IN_THE_PAUSE))
+
+
+@pytest.mark.parametrize("kind, filesystem, way, name, number",
+                         in_rounds([("lvm", "ext4", way, "any step") for way in ("there", "back")],
+                                   [(kind, filesystem, way, name) for kind, filesystem in ALL
+                                    for way in ("there", "back") for name in steps_of(kind, way)]))
+def test_killed_at_every_step(ferryd, in_use, seed, kind, filesystem, way, name, number):
     """The volume lies on one of its disks, goes on within the limit, and the next ferryd knows on which."""
     chance = random.Random(seed)
-    volume = in_use("lvm", "ext4")
-    steps = [each for each in STEPS if way == "there" or each not in ("copying", "verifying")]
-    for name in [chance.choice(steps)] if ROUNDS == 1 else steps * ROUNDS:
-        print(name)
+    volume = in_use(kind, filesystem)
+    if name == "any step":
+        name = chance.choice(steps_of(kind, way))
+    later, done = chance.uniform(0, 0.3), False
+    while not done:
         start_from(ferryd, volume, way)
-        killer = Killer(ferryd, step(name, ferryd, volume, chance), name.endswith("both"))
-        verify = () if name == "verifying" else ("--no-verify",)
-        process = ferryd.spawn_ctl(*(("migrate", *OPTIONS, *verify, "--overwrite", volume.map.path, volume.map.target)
-                                     if way == "there" else ("rollback", "move")))
-        killer.wait()
-        process.kill()
-        process.communicate()
-        wait_until(lambda: name.endswith("both") or not volume.suspended(), 60, "the guard letting go")
-        ferryd.start(60)
-        wait_until(lambda: not volume.suspended(), 90, "the volume going on")
+        done = kill_at(ferryd, volume, way, name, later)
         volume.writer.goes_on()
         finish(ferryd, volume, way)
+        later /= 2
     volume.check_content()
 
 
