@@ -64,9 +64,9 @@ void Manager::remove_orphans() {
   for (const auto& [id, entry] : entries_) {
     if (entry.damaged) return;
     volumes.insert(entry.record.volume_id);
-    runs.insert(id);
     const RunStatus& status = entry.record.status;
     const bool over = run_state_ended(status.state) && status.state != RunState::failed;
+    if (!over || entry.active) runs.insert(id);
     if (!over || (status.request.keep && status.state == RunState::completed))
       tracked.insert(entry.record.volume_id);
     if (!group_goes_on(status).empty()) tracked.insert(TrackerPins::group_name(entry.record));

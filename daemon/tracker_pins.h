@@ -29,7 +29,8 @@ class TrackerPins : public Trackers {
   void remove_all_but(const std::set<std::string>& names);
   /// Of maps that ferryd makes for its runs: "blockferry-STATE-RUN-old".
   std::string map_name(const std::string& run, const char* which) const;
-  /// Maps that runs other than these left behind.
+  /// Maps that runs other than these left behind: forgotten ones, and ones that had ended when ferryd was
+  /// killed.
   void remove_maps_but(const std::set<std::string>& runs) const;
   /// Where the guard marks a hand-over (guard/protocol.h): one place for all volumes that are handed over
   /// together, so that it is marked for all at once.
