@@ -287,7 +287,7 @@ class FakeQemu {
   }
 
   json begin_job(const json& arguments) {
-    if (job != "") throw std::string("Job ID '" + job_id_ + "' already in use");
+    if (!job.empty()) throw std::string("Job ID '" + job_id_ + "' already in use");
     job = "ready";
     job_id_ = arguments.at("job-id");
     job_target_ = arguments.at("target");
@@ -295,14 +295,14 @@ class FakeQemu {
   }
 
   json list_jobs() const {
-    if (job == "") return json::array();
+    if (job.empty()) return json::array();
     json object = {{"id", job_id_}, {"status", job == "ready" ? "ready" : "concluded"}, {"type", "mirror"}};
     if (job == "failed") object["error"] = "Operation canceled";
     return json::array({object});
   }
 
   json about_job(const std::string& command, const std::string& id) {
-    if (job == "" || id != job_id_) throw std::string("Job not found");
+    if (job.empty() || id != job_id_) throw std::string("Job not found");
     if ((command == "job-dismiss") == (job == "ready"))
       throw "Job '" + id + "' cannot accept command " + command;
     if (command == "job-complete") exported_node = job_target_;
