@@ -124,7 +124,7 @@ def test_state_of_a_later_version_is_left_alone(ferryd, stopped, which):
     kept = path.read_bytes()
     later = bytearray(kept)
     if which == "run-":
-        later = later.replace(b"blockferry-run 1 ", b"blockferry-run 3 ", 1)
+        later = later.replace(b"blockferry-run 1 ", b"blockferry-run 4 ", 1)
     for magic in (b"BFBITMP1", b"BFCHKSM1"):
         at = later.find(magic)
         while at >= 0:
