@@ -462,8 +462,11 @@ Result<json> Manager::forget_run(const std::string& run) {
     return each.second.record.volume_id == forgotten.volume_id;
   });
   lock.unlock();
-  if (forgotten.status.tracker == "qemu" && last_of_volume) qemu_.forget(forgotten);
-  if (forgotten.status.tracker == "qemu" && !last_of_volume) qemu_.remove(forgotten);
+  if (forgotten.status.tracker != "qemu") return last;
+  if (last_of_volume)
+    qemu_.forget(forgotten);
+  else
+    qemu_.remove(forgotten);
   return last;
 }
 

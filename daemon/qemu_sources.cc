@@ -144,10 +144,7 @@ void QemuSources::remove(const RunRecord& record) {
 }
 
 void QemuSources::forget(const RunRecord& record) {
-  if (auto disk = this->disk(record)) {
-    static_cast<void>((*disk)->remove_all());
-    static_cast<void>((*disk)->remove_bitmaps());
-  }
+  if (auto disk = this->disk(record)) static_cast<void>((*disk)->remove_bitmaps());
   remove(record);
 }
 

@@ -7,13 +7,12 @@ BLOCKFERRY_CRASH_ROUNDS says how many kills in all.
 import json
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from harness.ferryd import ENDED
+from harness.ferryd import ENDED, ask_for_cutover
 from harness.live import COMPARE, LiveVolume, Loaded, Probe
 from harness.volumes import Loop, MiB, run
 from harness.waiting import TIME_SCALE, wait_until
@@ -38,18 +37,6 @@ def pins_of(ferryd):
     directories = list(state.iterdir())
     assert len(directories) == 1, directories
     return directories[0]
-
-
-def ask_for_cutover(ferryd, name):
-    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
-    def ask():
-        try:
-            ferryd.request("POST", f"/v1/runs/{name}/cutover")
-        except OSError:
-            pass
-    thread = threading.Thread(target=ask)
-    thread.start()
-    return thread
 
 
 def test_kill_at_any_instant(ferryds, volumes):

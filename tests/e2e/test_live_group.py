@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.ferryd import ENDED
+from harness.ferryd import ENDED, ask_for_cutover
 from harness.live import LiveVolume, Loaded
 from harness.volumes import MiB, run
 from harness.waiting import wait_until
@@ -196,8 +196,7 @@ def test_kill_at_any_instant(ferryds, volumes, pair):
         for _ in range(KILLS):
             ids = start(ferryd, "clone", pair, "--overwrite", "--max-downtime", "1s", "--max-freeze", "20s",
                         "--cutover-cmd", COMPARE_ALL)
-            asking = threading.Thread(target=ask_for_cutover, args=(ferryd, ids[0]))
-            asking.start()
+            asking = ask_for_cutover(ferryd, ids[0])
             time.sleep(volumes.random.random() * 0.6)  # any moment of it
             ferryd.kill()
             asking.join(30)
@@ -207,7 +206,7 @@ def test_kill_at_any_instant(ferryds, volumes, pair):
             ended = [ferryd.show(each)["state"] in ENDED for each in ids]
             assert ended[0] == ended[1], "one was handed over without the other"
             if not ended[0]:
-                ask_for_cutover(ferryd, ids[0])
+                ask_for_cutover(ferryd, ids[0]).join(30)
             for each in ids:
                 shown = ferryd.wait_end(each)
                 assert shown["verify"]["mismatches"] in (0, None)
@@ -215,13 +214,6 @@ def test_kill_at_any_instant(ferryds, volumes, pair):
             data, log = (lines_on_target(volumes, volume) for volume in pair)
             assert log in (data, data + 1), "not of one moment"
     assert ledger.error is None
-
-
-def ask_for_cutover(ferryd, name):
-    try:
-        ferryd.request("POST", f"/v1/runs/{name}/cutover")
-    except OSError:
-        pass  # it is killed meanwhile
 
 
 def test_refusals(ferryd, volumes, pair):

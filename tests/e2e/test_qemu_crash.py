@@ -9,8 +9,8 @@ import shlex
 import signal
 import time
 
-from harness.ferryd import ENDED
-from harness.guest import DISK, BootGuest, ask_for_cutover
+from harness.ferryd import ENDED, ask_for_cutover
+from harness.guest import DISK, BootGuest
 from harness.waiting import wait_until
 
 KILLS = int(os.environ.get("BLOCKFERRY_CRASH_ROUNDS", "6"))

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from harness.ferryd import ENDED
-from harness.guest import DISK, BootGuest, ask_for_cutover, qcow2, storage_daemon, vhost_user_words
+from harness.ferryd import ENDED, ask_for_cutover
+from harness.guest import DISK, BootGuest, qcow2, storage_daemon, vhost_user_words
 from harness.volumes import MiB
 from harness.waiting import wait_until
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from harness.waiting import TIME_SCALE, Stopwatch, wait_until
@@ -25,6 +26,18 @@ def binary(name):
     path = Path(directory, name)
     assert path.exists(), f"{path} is not built; BLOCKFERRY_BIN names the directory of the programs"
     return str(path)
+
+
+def ask_for_cutover(ferryd, run):
+    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
+    def ask():
+        try:
+            ferryd.request("POST", f"/v1/runs/{run}/cutover")
+        except OSError:
+            pass
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
 
 
 class CtlResult:

@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 from pathlib import Path
 
 from harness.volumes import KiB, MiB, need, run
@@ -131,18 +130,6 @@ def disk_words(images, iothread=False, driver="raw"):
                   "-blockdev", f"driver={driver},node-name=disk{i},file=file{i}",
                   "-device", f"virtio-blk-pci,id=vd{i},drive=disk{i}" + (",iothread=io" if iothread else "")]
     return words
-
-
-def ask_for_cutover(ferryd, run):
-    """By somebody who may be told nothing, since ferryd is killed meanwhile."""
-    def ask():
-        try:
-            ferryd.request("POST", f"/v1/runs/{run}/cutover")
-        except OSError:
-            pass
-    thread = threading.Thread(target=ask)
-    thread.start()
-    return thread
 
 
 def vhost_user_words(path):

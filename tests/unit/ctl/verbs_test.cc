@@ -128,17 +128,21 @@ TEST(RunVerbs, ask_and_print) {
   }
 }
 
+json pause_measured(bool rehearsal) {
+  return {{"downtime_ms", 35.5},
+          {"pause",
+           {{"freeze_ms", 30.0},
+            {"drain_ms", 0.01},
+            {"copy_ms", 5.25},
+            {"flush_ms", 0.0},
+            {"command_ms", 0.0},
+            {"release_ms", 0.24},
+            {"rehearsal", rehearsal}}}};
+}
+
 TEST(RunVerbs, a_rollback_is_followed_to_its_end) {
   const json tracking = fake_run("tracking");
-  const json back = fake_run("rolled-back", {{"downtime_ms", 35.5},
-                                             {"pause",
-                                              {{"freeze_ms", 30.0},
-                                               {"drain_ms", 0.01},
-                                               {"copy_ms", 5.25},
-                                               {"flush_ms", 0.0},
-                                               {"command_ms", 0.0},
-                                               {"release_ms", 0.24},
-                                               {"rehearsal", false}}}});
+  const json back = fake_run("rolled-back", pause_measured(false));
   FakeFerryd ferryd(in_turn({ok(tracking), ok(tracking), ok(back)}));
   const auto outcome = ferryctl(ferryd, {"rollback", "r"});
   EXPECT_EQ(outcome.status, 0);
@@ -167,15 +171,7 @@ TEST(RunVerbs, set_sends_only_the_change) {
 
 TEST(RunVerbs, a_rehearsal_tells_the_pause_that_it_measured) {
   const json before = fake_run("tracking", {{"downtime_ms", 40.0}});
-  const json after = fake_run("tracking", {{"downtime_ms", 35.5},
-                                           {"pause",
-                                            {{"freeze_ms", 30.0},
-                                             {"drain_ms", 0.01},
-                                             {"copy_ms", 5.25},
-                                             {"flush_ms", 0.0},
-                                             {"command_ms", 0.0},
-                                             {"release_ms", 0.24},
-                                             {"rehearsal", true}}}});
+  const json after = fake_run("tracking", pause_measured(true));
   FakeFerryd ferryd(in_turn({ok(before), ok(before), ok(before), ok(after)}));
   const auto outcome = ferryctl(ferryd, {"cutover", "--rehearse", "r"});
   EXPECT_EQ(outcome.status, 0);
