@@ -35,6 +35,11 @@ class AioQueue : public FileQueue {
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
   void lend(IoRequest& request) override { returns_.lend(request); }
   void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
+  void give_back_here(IoRequest& request, std::int64_t result) override {
+    returns_.give_back_here(request, result);
+  }
+  void watch(int fd, short events, Watched& watched) override { returns_.watch(fd, events, watched); }
+  void unwatch(int fd) override { returns_.unwatch(fd); }
   std::size_t in_flight() const override {
     return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
   }
@@ -237,9 +242,13 @@ void AioQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
     submit_waiting();
     take_posted(completed);
     returns_.take(completed);
-    if (in_kernel_ == 0 && returns_.lent() == 0) return;
-    watch_returns();
     const std::int64_t left = completed.size() > before ? 0 : std::max<std::int64_t>(0, give_up - now_ns());
+    if (in_kernel_ == 0 && waiting_.empty()) {  // nothing for the kernel
+      if (returns_.lent() == 0 || left == 0) return;
+      returns_.wait(Nanoseconds(left));
+      continue;
+    }
+    watch_returns();
     // A kernel that cannot watch (before 4.18) is asked again and again.
     constexpr std::int64_t moment_ns = 1'000'000;
     const bool blind = returns_.lent() > 0 && !watching_returns_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <string_view>
+#include <utility>
 
 #include <libnbd.h>
 #include <pthread.h>
@@ -30,12 +31,18 @@ bool is_loss(int error) {
 NbdChannel::NbdChannel(NbdConnection connection, NbdChannelOptions options)
     : options_(std::move(options)),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      queue_(options_.queue),
       connection_(std::move(connection)) {
   BLOCKFERRY_CHECK(wake_.valid(), "no event descriptor is to be had");
-  thread_ = std::thread([this] { main(); });
+  if (queue_ == nullptr) thread_ = std::thread([this] { main(); });
 }
 
 NbdChannel::~NbdChannel() {
+  if (watched_ >= 0) queue_->unwatch(watched_);
+  if (!thread_.joinable()) {
+    connection_.reset();  // before the pieces that its requests point to
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -47,6 +54,10 @@ NbdChannel::~NbdChannel() {
 void NbdChannel::submit(NbdPiece& piece) {
   piece.channel = this;
   bytes_outstanding_ += piece.load_bytes();
+  if (queue_ != nullptr) {
+    waiting_.push_back(&piece);
+    return step();
+  }
   bool first = false;
   {
     const std::lock_guard lock(mutex_);
@@ -56,7 +67,37 @@ void NbdChannel::submit(NbdPiece& piece) {
   if (first) ::eventfd_write(wake_.get(), 1);
 }
 
-// The thread.
+// Driven by the queue's thread.
+
+void NbdChannel::ready(short events) {
+  connection_->move_on(events);
+  step();
+}
+
+void NbdChannel::drive(Nanoseconds timeout) {
+  if (queue_ == nullptr) return;
+  connection_->poll(-1, timeout);
+  step();
+}
+
+void NbdChannel::step() {
+  do {
+    start_waiting();
+    finish_completed();
+  } while (connection_ && !waiting_.empty() && in_flight_.size() < in_flight_max);
+  if (!connection_) return leave_queue();
+  watched_ = connection_->fd();
+  queue_->watch(watched_, connection_->events_wanted(), *this);
+}
+
+/// From here on everything is the channel's own thread's.
+void NbdChannel::leave_queue() {
+  if (watched_ >= 0) queue_->unwatch(std::exchange(watched_, -1));
+  queue_ = nullptr;
+  thread_ = std::thread([this] { main(); });
+}
+
+// Driven by a thread of its own.
 
 void NbdChannel::main() {
   ::pthread_setname_np(::pthread_self(), "nbd");
@@ -71,7 +112,7 @@ void NbdChannel::main() {
       sleep_unless_stopped(look_up);
       continue;
     }
-    if (!connection_ || !connection_->alive()) {
+    if (!connection_) {
       reconnect();
       continue;
     }
@@ -146,7 +187,6 @@ int NbdChannel::on_extents(void* user, const char* context, std::uint64_t, std::
   return 0;
 }
 
-/// Pieces of a connection that broke stay in flight, for reconnect() to repeat.
 void NbdChannel::finish_completed() {
   bool broken = !connection_->alive();
   for (NbdPiece* piece : completed_) {
@@ -159,7 +199,15 @@ void NbdChannel::finish_completed() {
     }
   }
   completed_.clear();
-  if (broken) connection_.reset();
+  if (broken) give_connection_up();
+}
+
+/// What was in flight is to be repeated.
+void NbdChannel::give_connection_up() {
+  connection_.reset();  // from here on no reply of the old one can touch a buffer
+  options_.lost(in_flight_);
+  waiting_.insert(waiting_.begin(), in_flight_.begin(), in_flight_.end());
+  in_flight_.clear();
 }
 
 void NbdChannel::finish(NbdPiece& piece) {
@@ -189,10 +237,6 @@ bool NbdChannel::sleep_unless_stopped(Nanoseconds duration) {
 }
 
 void NbdChannel::reconnect() {
-  connection_.reset();  // from here on no reply of the old one can touch a buffer
-  options_.lost(in_flight_);
-  waiting_.insert(waiting_.begin(), in_flight_.begin(), in_flight_.end());
-  in_flight_.clear();
   const Nanoseconds give_up = system_clock().now() + options_.reconnect_for;
   Nanoseconds pause = first_pause;
   // A server that takes connections and then drops them is not hammered, and not tried for ever.

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// One connection of an NBD device, and the thread that drives it.
+// One connection of an NBD device, and whoever drives it: the thread of the run's queue, within its wait(),
+// or a thread of the channel's own. The first spares each piece two changes of threads; the second serves
+// where a connection has work of its own for a processor (TLS). A connection that broke is made anew by the
+// channel's own thread, for that blocks, and then stays with it.
 //
-//   submit(piece) ─> inbox ─> waiting ─> in flight ─> done(piece), on the channel's thread
-//                                ^           │
-//                                └───────────┘ the connection broke: a new one is made, and they are repeated
+//   submit(piece) ─────> inbox ─────> waiting ─> in flight ─> done(piece), on the driving thread
+//      └─ queue's thread ───────────────┘ ^           │
+//                                         └───────────┘ the connection broke: they are repeated on a new one
 //
 // A reply of the old connection cannot arrive any more once its handle is closed; its requests may still be
 // carried out by the server. What that means for writes is the device's business (`lost`).
@@ -20,6 +23,7 @@
 #include <vector>
 
 #include "blockio/base/file_descriptor.h"
+#include "blockio/io_queue.h"
 #include "blockio/nbd_connection.h"
 
 namespace blockferry {
@@ -46,29 +50,40 @@ struct NbdChannelOptions {
   NbdAddress address;
   std::uint64_t bytes = 0;  ///< the export's size: a server that comes back with another one is refused
   Nanoseconds connect_timeout{0}, reconnect_for{0};
-  /// Both on the channel's thread. `lost`: the connection broke; told before anything is repeated.
+  /// Its thread, which is the one that submits, drives the channel; nothing: a thread of its own.
+  FileQueue* queue = nullptr;
+  /// Both on the driving thread. `lost`: the connection broke; told before anything is repeated.
   std::function<void(NbdPiece&)> done;
   std::function<void(std::span<NbdPiece* const> in_flight)> lost;
 };
 
-class NbdChannel {
+class NbdChannel : private Watched {
  public:
   NbdChannel(NbdConnection connection, NbdChannelOptions options);
   /// Precondition: every piece is done, but for those of block_status, which are forgotten.
-  ~NbdChannel();
+  ~NbdChannel() override;
 
   /// From one thread.
   void submit(NbdPiece& piece);
   /// Submitted and not done, without what asks only: for spreading the load.
   std::uint64_t bytes_outstanding() const { return bytes_outstanding_; }
 
+  // On the queue's thread.
+  bool driven_by_queue() const { return queue_ != nullptr; }
+  /// Waits for the server at most so long, and moves on what can move.
+  void drive(Nanoseconds timeout);
+
  private:
+  void ready(short events) override;
+  void step();
+  void leave_queue();
   void main();
   void take_inbox();
   void start_waiting();
   bool start(NbdPiece& piece);
   void finish(NbdPiece& piece);
   void finish_completed();
+  void give_connection_up();
   void reconnect();
   bool sleep_unless_stopped(Nanoseconds duration);
   void fail_all(int error);
@@ -84,7 +99,9 @@ class NbdChannel {
   std::vector<NbdPiece*> inbox_;
   bool stopping_ = false;
 
-  // The thread's own.
+  // Of the driving thread.
+  FileQueue* queue_;                         ///< whose thread drives it; nothing: its own
+  int watched_ = -1;                         ///< the descriptor that the queue watches
   std::optional<NbdConnection> connection_;  ///< nothing: it broke
   std::deque<NbdPiece*> waiting_;
   std::vector<NbdPiece*> in_flight_, completed_;

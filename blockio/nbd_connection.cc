@@ -166,13 +166,25 @@ bool NbdConnection::alive() const {
 }
 
 bool NbdConnection::poll(int wake_fd, Nanoseconds timeout) {
+  pollfd descriptors[2] = {{fd(), events_wanted(), 0}, {wake_fd, POLLIN, 0}};
+  if (poll_for(descriptors, wake_fd >= 0 ? 2 : 1, timeout) <= 0) return false;
+  move_on(descriptors[0].revents);
+  return true;
+}
+
+int NbdConnection::fd() const {
+  return ::nbd_aio_get_fd(handle_.get());
+}
+
+short NbdConnection::events_wanted() const {
+  const unsigned direction = ::nbd_aio_get_direction(handle_.get());
+  return short(((direction & LIBNBD_AIO_DIRECTION_READ) != 0 ? POLLIN : 0) |
+               ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0 ? POLLOUT : 0));
+}
+
+void NbdConnection::move_on(short happened) {
   nbd_handle* const h = handle_.get();
   const unsigned direction = ::nbd_aio_get_direction(h);
-  pollfd descriptors[2] = {{::nbd_aio_get_fd(h), 0, 0}, {wake_fd, POLLIN, 0}};
-  if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0) descriptors[0].events |= POLLIN;
-  if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0) descriptors[0].events |= POLLOUT;
-  if (poll_for(descriptors, wake_fd >= 0 ? 2 : 1, timeout) <= 0) return false;
-  const short happened = descriptors[0].revents;
   // Errors and hang-ups show to whoever reads, or else writes. A failure leaves the handle dead.
   const bool trouble = (happened & (POLLERR | POLLHUP | POLLNVAL)) != 0;
   if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0 && ((happened & POLLIN) != 0 || trouble)) {
@@ -180,7 +192,6 @@ bool NbdConnection::poll(int wake_fd, Nanoseconds timeout) {
   } else if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0 && ((happened & POLLOUT) != 0 || trouble)) {
     ::nbd_aio_notify_write(h);
   }
-  return true;
 }
 
 bool NbdConnection::has_context(const std::string& context) const {

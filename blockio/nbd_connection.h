@@ -63,6 +63,10 @@ class NbdConnection {
   /// Waits until the server sends, takes what is to be sent, or `wake_fd` (-1: none) is readable; then moves
   /// the handle on. False: the time is over, and nothing happened.
   bool poll(int wake_fd, Nanoseconds timeout);
+  // The same for those who wait themselves, with events of poll(2).
+  int fd() const;
+  short events_wanted() const;
+  void move_on(short happened);
   bool alive() const;  ///< false: it broke, or a request's time was over; it takes nothing any more
   nbd_handle* handle() const { return handle_.get(); }
 

@@ -66,7 +66,7 @@ class NbdDevice : public Device {
   void send(Transfer& transfer);
   NbdChannel& quietest_channel();
   void piece_done(NbdPiece& piece);
-  void transfer_done(Transfer& transfer);
+  void transfer_done(Transfer& transfer, bool here);
   int outcome_of_flush(int error);
   void connection_lost(std::span<NbdPiece* const> in_flight);
   void ask_for_status(std::uint64_t offset);
@@ -101,13 +101,16 @@ std::uint64_t piece_bytes_of(const NbdExport& about) {
   return std::min(wanted, most);
 }
 
+bool is_local(const NbdAddress& address) {
+  const auto uri = parse_nbd_uri(address.uri);
+  return uri && !uri->socket_path.empty();
+}
+
 /// Several share a link better than one. A local server runs on our own processors, as the run's other volume
 /// may: threads beyond their number only get into each other's way.
 unsigned connections_for(const NbdAddress& address) {
   constexpr unsigned most = 4;
-  const auto uri = parse_nbd_uri(address.uri);
-  const bool local = uri && !uri->socket_path.empty();
-  return local ? std::clamp(std::thread::hardware_concurrency() / 2, 1U, most) : most;
+  return is_local(address) ? std::clamp(std::thread::hardware_concurrency() / 2, 1U, most) : most;
 }
 
 NbdDevice::NbdDevice(FileQueue& queue, DeviceInfo info, const NbdExport& about,
@@ -130,6 +133,7 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
   options.bytes = about_.bytes;
   options.connect_timeout = options_.connect_timeout;
   options.reconnect_for = options_.reconnect_for;
+  if (is_local(address) && !about_.tls) options.queue = &queue_;
   options.done = [this](NbdPiece& piece) { piece_done(piece); };
   options.lost = [this](std::span<NbdPiece* const> in_flight) { connection_lost(in_flight); };
   channels_.push_back(std::make_unique<NbdChannel>(std::move(first), options));
@@ -152,15 +156,19 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
 void NbdDevice::submit(IoRequest& request) {
   request.device = this;
   queue_.lend(request);
+  // A connection that broke by now may have taken writes with it: before a flush says that they are kept.
+  if (request.operation == IoOperation::flush) {
+    for (const auto& channel : channels_) channel->drive(Nanoseconds(0));
+  }
   auto transfer = std::make_unique<Transfer>();
   Transfer& taken = *transfer;
   taken.request = &request;
   if (request.operation == IoOperation::flush && !begin_flush(request)) return;
   if (request.operation == IoOperation::zero && !about_.can_zero) {
-    return queue_.give_back(request, -EOPNOTSUPP);
+    return queue_.give_back_here(request, -EOPNOTSUPP);
   }
   cut(taken);
-  if (taken.pieces.empty()) return queue_.give_back(request, 0);
+  if (taken.pieces.empty()) return queue_.give_back_here(request, 0);
   taken.left = taken.pieces.size();
   {
     const std::lock_guard lock(mutex_);
@@ -177,12 +185,12 @@ void NbdDevice::submit(IoRequest& request) {
 bool NbdDevice::begin_flush(IoRequest& request) {
   const std::lock_guard lock(mutex_);
   if (std::exchange(lost_, false)) {
-    queue_.give_back(request, -ESTALE);
+    queue_.give_back_here(request, -ESTALE);
     return false;
   }
   if (!about_.can_flush) {  // written through, or not to be had
     writes_kept_ = writes_under_way_ == 0 ? writes_begun_ : writes_kept_;
-    queue_.give_back(request, 0);
+    queue_.give_back_here(request, 0);
     return false;
   }
   begun_at_flush_ = writes_under_way_ == 0 ? writes_begun_ : writes_kept_;
@@ -247,7 +255,7 @@ void NbdDevice::send(Transfer& transfer) {
   for (NbdPiece* piece : pieces) quietest_channel().submit(*piece);
 }
 
-// Answers come in, on the channels' threads.
+// Answers come in, on the queue's thread or the channels' own.
 
 void NbdDevice::piece_done(NbdPiece& piece) {
   if (piece.command == NbdCommand::block_status) {
@@ -260,10 +268,10 @@ void NbdDevice::piece_done(NbdPiece& piece) {
   auto& transfer = *static_cast<Transfer*>(piece.owner);
   int none = 0;
   if (piece.error != 0) transfer.error.compare_exchange_strong(none, piece.error);
-  if (--transfer.left == 0) transfer_done(transfer);
+  if (--transfer.left == 0) transfer_done(transfer, piece.channel->driven_by_queue());
 }
 
-void NbdDevice::transfer_done(Transfer& transfer) {
+void NbdDevice::transfer_done(Transfer& transfer, bool here) {
   IoRequest& request = *transfer.request;
   int error = transfer.error;
   if (request.operation == IoOperation::read && error == 0 && transfer.tail_bytes > 0) {
@@ -278,7 +286,8 @@ void NbdDevice::transfer_done(Transfer& transfer) {
     transfers_.erase(&transfer);
   }
   const bool carries = request.operation == IoOperation::read || request.operation == IoOperation::write;
-  queue_.give_back(request, error != 0 ? -error : carries ? std::int64_t(request.bytes) : 0);
+  const std::int64_t result = error != 0 ? -error : carries ? std::int64_t(request.bytes) : 0;
+  here ? queue_.give_back_here(request, result) : queue_.give_back(request, result);
 }
 
 /// With the mutex held. A flush that was repeated on a new connection says nothing of what the old one took.
@@ -345,9 +354,16 @@ void NbdDevice::ask_for_status(std::uint64_t offset) {
 }
 
 bool NbdDevice::answered(Question& question) const {
+  const Nanoseconds give_up = system_clock().now() + (question.late ? Nanoseconds(0) : status_patience);
+  const auto left = [give_up] { return std::max(Nanoseconds(0), give_up - system_clock().now()); };
   std::unique_lock lock(question.mutex);
-  const auto patience = question.late ? Nanoseconds(0) : status_patience;
-  question.late = !question.answered.wait_for(lock, patience, [&] { return question.done; });
+  for (bool waits = true; waits && !question.done && question.piece.channel->driven_by_queue();) {
+    lock.unlock();
+    question.piece.channel->drive(left());
+    lock.lock();
+    waits = left().count() > 0;
+  }
+  question.late = !question.answered.wait_for(lock, left(), [&] { return question.done; });
   return !question.late;
 }
 

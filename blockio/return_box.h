@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where other threads leave finished requests for the thread that owns a queue: a list, and an eventfd for
-// the queue's wait to watch.
+// What a queue has under way besides the kernel's file I/O. Other threads leave finished requests here: a
+// list, and an eventfd that rings. And descriptors that the queue's thread serves itself. One epoll watches
+// them all.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <vector>
 
+#include "blockio/base/clock.h"
 #include "blockio/base/file_descriptor.h"
-#include "blockio/device.h"
+#include "blockio/io_queue.h"
 
 namespace blockferry {
 
@@ -19,19 +22,32 @@ class ReturnBox {
 
   // Of the queue's thread.
   void lend(IoRequest& request);
-  /// Appends what has come back. The event is taken with it: one that comes later shows anew.
+  void give_back_here(IoRequest& request, std::int64_t result);
+  void watch(int fd, short events, Watched& watched);
+  void unwatch(int fd);
+  /// Serves the descriptors that are ready, and appends what has come back.
   void take(std::vector<IoRequest*>& completed);
+  /// Until there is something to take, or the time is over.
+  void wait(Nanoseconds timeout) const;
   std::size_t lent() const { return lent_; }
-  int event_fd() const { return event_.get(); }  ///< readable when something came back
+  int event_fd() const { return epoll_.get(); }  ///< readable while there is something to take
 
   /// From any thread.
   void give_back(IoRequest& request, std::int64_t result);
 
  private:
-  FileDescriptor event_;
+  struct Watch {
+    Watched* watched;
+    short events;
+  };
+  void serve();
+
+  FileDescriptor event_, epoll_;
+  std::map<int, Watch> watches_;  ///< by descriptor
   std::size_t lent_ = 0;
   std::mutex mutex_;
   std::vector<IoRequest*> returned_;
+  bool rung_ = false;  ///< since take() last looked
 };
 
 }  // namespace blockferry

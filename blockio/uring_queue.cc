@@ -41,6 +41,11 @@ class UringQueue : public FileQueue {
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
   void lend(IoRequest& request) override { returns_.lend(request); }
   void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
+  void give_back_here(IoRequest& request, std::int64_t result) override {
+    returns_.give_back_here(request, result);
+  }
+  void watch(int fd, short events, Watched& watched) override { returns_.watch(fd, events, watched); }
+  void unwatch(int fd) override { returns_.unwatch(fd); }
   std::size_t in_flight() const override {
     return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
   }
@@ -308,10 +313,14 @@ void UringQueue::wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) {
   const std::int64_t give_up = now_ns() + timeout.count();
   for (;;) {
     returns_.take(completed);
+    const std::int64_t left = std::max<std::int64_t>(0, give_up - now_ns());
+    if (in_kernel_ == 0 && waiting_.empty()) {  // nothing for the ring
+      if (returns_.lent() == 0 || completed.size() > before || left == 0) return;
+      returns_.wait(Nanoseconds(left));
+      continue;
+    }
     watch_returns();
     prepare_waiting();
-    const std::int64_t left = std::max<std::int64_t>(0, give_up - now_ns());
-    if (in_kernel_ == 0 && returns_.lent() == 0) return;
     if (completed.size() > before || left == 0) {
       const int done = ::io_uring_submit_and_get_events(&ring_);
       BLOCKFERRY_CHECK(done != -EEXIST, "an I/O queue was used by two threads");

@@ -3,12 +3,15 @@
 #include "blockio/io_queue.h"
 
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <thread>
 
 #include <grp.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -122,6 +125,123 @@ TEST_F(UringQueueTest, AWaitWithoutTimeOnlyLooks) {
   EXPECT_EQ(completed.size(), 2u);
   EXPECT_EQ(request.result, 4);
   queue_->remove_file(*slot);
+}
+
+/// A pipe whose reading end the queue watches: each byte gives one lent request back.
+class WatchedPipe : public Watched {
+ public:
+  explicit WatchedPipe(FileQueue& queue) : queue_(queue) {
+    int ends[2] = {-1, -1};
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC | O_NONBLOCK), 0);
+    reader_ = FileDescriptor(ends[0]);
+    writer_ = FileDescriptor(ends[1]);
+    queue_.watch(reader_.get(), POLLIN, *this);
+  }
+  ~WatchedPipe() override { queue_.unwatch(reader_.get()); }
+  void lend(IoRequest& request) {
+    queue_.lend(request);
+    lent_.push_back(&request);
+  }
+  void send() { ASSERT_EQ(::write(writer_.get(), "x", 1), 1); }
+  void ready(short events) override {
+    EXPECT_EQ(events, POLLIN);
+    char byte = 0;
+    ASSERT_EQ(::read(reader_.get(), &byte, 1), 1);
+    queue_.give_back_here(*lent_.front(), 0);
+    lent_.pop_front();
+    if (when_ready) when_ready();
+  }
+  int fd() const { return reader_.get(); }
+
+  std::function<void()> when_ready;
+
+ private:
+  FileQueue& queue_;
+  FileDescriptor reader_, writer_;
+  std::deque<IoRequest*> lent_;
+};
+
+TEST_P(IoQueueTest, AWatchedDescriptorEndsTheWait) {
+  WatchedPipe pipe(*queue_);
+  IoRequest first, second;
+  pipe.lend(first);
+  pipe.lend(second);
+  std::vector<IoRequest*> completed;
+  queue_->wait(Nanoseconds(0), completed);
+  EXPECT_TRUE(completed.empty());
+  std::thread elsewhere([&pipe] { pipe.send(); });
+  queue_->wait(std::chrono::seconds(60), completed);
+  elsewhere.join();
+  EXPECT_EQ(completed, std::vector<IoRequest*>{&first});
+  EXPECT_EQ(queue_->in_flight(), 1u);
+  pipe.send();
+  queue_->wait(std::chrono::seconds(60), completed);
+  EXPECT_EQ(completed, (std::vector<IoRequest*>{&first, &second}));
+  EXPECT_EQ(queue_->in_flight(), 0u);
+}
+
+TEST_P(IoQueueTest, WatchedDescriptorsAndOtherThreadsAndFilesMix) {
+  const auto device = open(scratch_.file("beside"), DeviceRole::target, true, 1 * MiB);
+  ASSERT_NE(device, nullptr);
+  WatchedPipe pipe(*queue_);
+  std::vector<IoRequest> piped(64), written(64), elsewhere(64);
+  std::vector<IoRequest*> completed;
+  std::thread other;
+  for (auto& request : elsewhere) queue_->lend(request);
+  other = std::thread([&] {
+    for (auto& request : elsewhere) queue_->give_back(request, 0);
+  });
+  for (std::size_t i = 0; i < piped.size(); ++i) {
+    pipe.lend(piped[i]);
+    pipe.send();
+    fill(written[i], IoOperation::write, i * 4096, 4096, memory_);
+    device->submit(written[i]);
+    queue_->wait(std::chrono::milliseconds(i % 3), completed);
+  }
+  const auto rest = drain(*queue_);
+  other.join();
+  EXPECT_EQ(completed.size() + rest.size(), piped.size() + written.size() + elsewhere.size());
+}
+
+TEST_F(UringQueueTest, AWatchedDescriptorEndsAWaitForTheKernel) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const FileDescriptor reader(ends[0]), writer(ends[1]);
+  const auto slot = queue_->add_file(reader.get());
+  ASSERT_TRUE(slot);
+  IoRequest slow, watched;
+  fill(slow, IoOperation::read, std::uint64_t(-1), 4, memory_);
+  queue_->submit_file(*slot, slow, 4);
+  WatchedPipe pipe(*queue_);
+  pipe.lend(watched);
+  std::vector<IoRequest*> completed;
+  std::thread elsewhere([&pipe] { pipe.send(); });
+  queue_->wait(std::chrono::seconds(60), completed);
+  elsewhere.join();
+  EXPECT_EQ(completed, std::vector<IoRequest*>{&watched});
+  ASSERT_EQ(::write(writer.get(), "abcd", 4), 4);
+  queue_->wait(std::chrono::seconds(60), completed);
+  EXPECT_EQ(completed, (std::vector<IoRequest*>{&watched, &slow}));
+  queue_->remove_file(*slot);
+}
+
+TEST_P(IoQueueTest, WhatIsNotWatchedAnyMoreIsNotTold) {
+  WatchedPipe first(*queue_), second(*queue_);
+  IoRequest one, other;
+  first.lend(one);
+  second.lend(other);
+  // Both are ready at once; whichever comes first ends the other one's watch.
+  first.when_ready = [&] { queue_->unwatch(second.fd()); };
+  second.when_ready = [&] { queue_->unwatch(first.fd()); };
+  first.send();
+  second.send();
+  std::vector<IoRequest*> completed;
+  queue_->wait(std::chrono::seconds(60), completed);
+  queue_->wait(Nanoseconds(0), completed);
+  EXPECT_EQ(completed.size(), 1u);
+  EXPECT_EQ(queue_->in_flight(), 1u);
+  queue_->give_back_here(completed.front() == &one ? other : one, 0);
+  EXPECT_EQ(drain(*queue_).size(), 1u);
 }
 
 TEST_P(IoQueueTest, MemoryThatIsNotRegisteredServesToo) {

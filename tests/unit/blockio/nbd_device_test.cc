@@ -6,6 +6,9 @@
 #include <cstring>
 #include <fstream>
 
+#include <sys/socket.h>
+#include <sys/un.h>
+
 #include "tests/unit/blockio/nbd_server.h"
 
 namespace blockferry {
@@ -238,6 +241,36 @@ TEST_P(NbdDeviceTest, WritesThatWereNotFlushedAreReportedLost) {
     flushed = run(*device, IoOperation::flush, 0, 0);
   }
   EXPECT_EQ(flushed, 0) << "it is told again and again";
+}
+
+/// This process's ends of the connections to a server on a UNIX socket, in the order they were made.
+std::vector<int> connections_to(const std::string& path) {
+  std::vector<int> found;
+  for (int fd = 0; fd < 1024; ++fd) {
+    sockaddr_un name{};
+    socklen_t length = sizeof name;
+    if (::getpeername(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0 && name.sun_family == AF_UNIX &&
+        path == name.sun_path)
+      found.push_back(fd);
+  }
+  return found;
+}
+
+TEST_P(NbdDeviceTest, AFlushKnowsOfOtherConnectionsThatBroke) {
+  const std::string path = scratch_.make_file("target", 4 * MiB);
+  NbdServer server(scratch_, "parts", {"file", path});
+  const auto device = open_nbd(server.address());
+  ASSERT_NE(device, nullptr);
+  fill(1 * MiB, 4);
+  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
+  const auto connections = connections_to(server.address().uri.substr(std::strlen("nbd+unix:///?socket=")));
+  ASSERT_EQ(connections.size(), options_.connections);
+  // All but the one that an idle device takes for its next request.
+  for (std::size_t i = 1; i < connections.size(); ++i) ::shutdown(connections[i], SHUT_RDWR);
+  EXPECT_EQ(run(*device, IoOperation::flush, 0, 0), -ESTALE);
+  EXPECT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
+  EXPECT_EQ(run(*device, IoOperation::flush, 0, 0), 0);
+  expect_filled(*device, 0, 1 * MiB, 4);
 }
 
 TEST_P(NbdDeviceTest, WhatWasUnderWayWhenTheConnectionBrokeIsRepeatedAndDoubtful) {
