@@ -59,6 +59,8 @@ struct DeviceInfo {
   std::uint32_t logical_block_bytes = 512;
   /// Zero runs shorter than this are written as data: below it a zero request costs more than it saves.
   std::uint64_t zero_run_bytes_min = 64 * KiB;
+  // How it is driven fastest: the size of a request, and of all that are under way. 0: no matter.
+  std::uint64_t io_bytes_best = 0, in_flight_bytes_best = 0;
 };
 
 /// What lies at an offset: data or a hole, up to `end`.

@@ -19,6 +19,10 @@ namespace {
 // Each piece costs both ends a few wake-ups; larger ones leave the processor's cache on their way through the
 // server's buffer and ours.
 constexpr std::uint64_t piece_bytes_wanted = 1 * MiB;
+// A local server shares our processors and their caches: what is under way, here and in its buffers, should
+// fit into them. A link wants to be full.
+constexpr std::uint64_t local_io_bytes = 256 * KiB, local_in_flight_bytes = 8 * MiB;
+constexpr std::uint64_t link_in_flight_bytes = 16 * MiB;
 constexpr std::uint64_t zero_run_bytes_min = 32 * KiB;
 constexpr std::uint64_t status_bytes_wanted = 1 * GiB;
 constexpr Nanoseconds status_patience = std::chrono::seconds(10);
@@ -400,6 +404,8 @@ DeviceInfo nbd_device_info(const NbdAddress& address, const NbdExport& about) {
   info.bytes = about.bytes;
   info.logical_block_bytes = std::uint32_t(std::max<std::uint64_t>(512, about.block_bytes_min));
   info.zero_run_bytes_min = std::max(zero_run_bytes_min, about.block_bytes_min);
+  info.io_bytes_best = is_local(address) ? local_io_bytes : 0;
+  info.in_flight_bytes_best = is_local(address) ? local_in_flight_bytes : link_in_flight_bytes;
   return info;
 }
 

@@ -10,7 +10,6 @@ namespace blockferry {
 
 namespace {
 
-constexpr std::uint64_t default_io_bytes = 2 * MiB;
 constexpr std::uint64_t in_flight_bytes_max = 16 * MiB;
 constexpr unsigned depth_max = 64, small_depth = 32;
 constexpr Nanoseconds status_interval = std::chrono::milliseconds(5);  // more often than anybody looks
@@ -23,11 +22,10 @@ std::uint64_t granule_bytes_for(std::uint64_t bytes_total) {
 }
 
 CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t granule_bytes,
-                                     std::uint64_t bytes_total) {
+                                     std::uint64_t bytes_total, std::uint64_t io_bytes) {
   CopyEngineOptions options;
   options.granule_bytes = granule_bytes;
-  options.io_bytes =
-      round_up(request.io_size_bytes != 0 ? request.io_size_bytes : default_io_bytes, granule_bytes);
+  options.io_bytes = round_up(request.io_size_bytes != 0 ? request.io_size_bytes : io_bytes, granule_bytes);
   options.io_bytes =
       std::min(options.io_bytes, round_up(std::max<std::uint64_t>(bytes_total, 1), granule_bytes));
   options.depth = request.queue_depth;
@@ -109,10 +107,27 @@ Result<void> RunCore::open_devices() {
   if (!devices) return fail(devices.error());
   devices_ = std::move(*devices);
   record_.status.io_engine = devices_.io_engine;
+  suit_devices();
   auto buffers = environment_.buffers().take(round_up(CopyEngine::memory_bytes(engine_options_), 4096));
   if (!buffers) return fail(buffers.error());
   buffers_ = std::move(*buffers);
   return devices_.queue->register_memory(buffers_->memory());
+}
+
+/// As its devices like it best: the smallest requests that any wants, and the most in flight.
+void RunCore::suit_devices() {
+  std::uint64_t io_bytes = default_io_bytes;
+  in_flight_bytes_best_ = 0;
+  const auto consider = [&](const std::unique_ptr<Device>& device) {
+    if (device == nullptr) return;
+    const DeviceInfo& info = device->info();
+    if (info.io_bytes_best != 0) io_bytes = std::min(io_bytes, info.io_bytes_best);
+    in_flight_bytes_best_ = std::max(in_flight_bytes_best_, info.in_flight_bytes_best);
+  };
+  consider(devices_.source);
+  for (const auto& target : devices_.targets) consider(target);
+  const RunStatus& status = record_.status;
+  engine_options_ = engine_options_for(status.request, status.granule_bytes, status.bytes_total, io_bytes);
 }
 
 /// A run goes on only with the volumes that it began with.

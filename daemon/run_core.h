@@ -38,9 +38,11 @@ struct RunLimits {
   Metrics* metrics = nullptr;                            ///< may be absent
 };
 
-/// How a run cuts its I/O: chosen by volume size and request.
+constexpr std::uint64_t default_io_bytes = 2 * MiB;
+
+/// How a run cuts its I/O: chosen by volume size and request; `io_bytes` where the request does not say.
 CopyEngineOptions engine_options_for(const RunRequest& request, std::uint64_t granule_bytes,
-                                     std::uint64_t bytes_total);
+                                     std::uint64_t bytes_total, std::uint64_t io_bytes = default_io_bytes);
 /// The smallest granule that keeps state under 0.3 % and a bitmap of one volume within 32 MiB.
 std::uint64_t granule_bytes_for(std::uint64_t bytes_total);
 
@@ -85,6 +87,7 @@ class RunCore {
   // run_core.cc: life and phases
   Result<void> open_state();
   Result<void> open_devices();
+  void suit_devices();
   void end_handed_over();
   Result<void> check_identity();
   void make_engine();
@@ -221,6 +224,7 @@ class RunCore {
   std::unique_ptr<Buffers> buffers_;
   std::unique_ptr<CopyEngine> engine_;
   CopyEngineOptions engine_options_;
+  std::uint64_t in_flight_bytes_best_ = 0;  ///< for its devices; 0: they do not say
   std::uint64_t in_flight_bytes_max_ = 0;
 
   Ending ending_ = Ending::none;

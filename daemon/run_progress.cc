@@ -95,12 +95,8 @@ void RunCore::adapt_depth(const CopyEngineStats& stats) {
     in_flight_bytes_max_ = UINT64_MAX;  // as the user chose
     return;
   }
-  // Behind a server others work on it, too, and all of them shall have something to do.
-  const auto served = [](const std::unique_ptr<Device>& device) {
-    return device != nullptr && device->info().kind == DeviceKind::nbd;
-  };
-  if (served(devices_.source) || std::any_of(devices_.targets.begin(), devices_.targets.end(), served)) {
-    in_flight_bytes_max_ = in_flight_bytes_slow;
+  if (in_flight_bytes_best_ != 0) {
+    in_flight_bytes_max_ = in_flight_bytes_best_;
     return;
   }
   constexpr double slow_seconds = 0.004, quick_seconds = 0.002;
