@@ -302,7 +302,11 @@ void RunCore::finish() {
   if (hung || !begun) save_end();
   // A failed run finds its tracker again when it is resumed.
   const bool over = run_state_ended(status.state) && ending_ != Ending::failed;
-  if (over && !(status.request.keep && ending_ == Ending::completed)) end_tracking();
+  if (over && !(status.request.keep && ending_ == Ending::completed)) {
+    // A source that hangs may keep whoever talks to it waiting; nobody shall wait for the run's end with him.
+    end_tracking_when_drained_ = hung;
+    if (!hung) end_tracking();
+  }
   live_.tracker.reset();
   status.io_in_flight = 0;
   finished_ = true;
@@ -355,6 +359,7 @@ void RunCore::step(Nanoseconds timeout) {
     if (engine_->jobs_in_flight() == 0 && !engine_->flush_in_flight()) {
       engine_.reset();
       devices_.release();
+      if (end_tracking_when_drained_) end_tracking();
     }
     return;
   }

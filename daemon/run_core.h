@@ -231,6 +231,7 @@ class RunCore {
   std::optional<Nanoseconds> leave_at_;  ///< asked to cancel or stop: hung I/O is waited for until then
   bool phase_done_ = false;  ///< the phase's work is done; its checkpoint is asked for or under way
   bool finished_ = false;
+  bool end_tracking_when_drained_ = false;
   std::uint32_t mismatched_target_ = 0;  ///< the last one that verification found to differ
   unsigned extra_passes_ = 0;            ///< made because the source was written meanwhile
 

@@ -3,6 +3,7 @@
 afterwards as before."""
 import json
 import shlex
+import signal
 import socket
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 
 from harness.guest import DISK, BootGuest
 from harness.volumes import MiB
-from harness.waiting import wait_until
+from harness.waiting import Stopwatch, wait_until
 
 # Once only: what the guest has been told is written at the moment at which it stands still.
 STILL = "cp {serial} {still}"
@@ -145,6 +146,32 @@ def test_an_agent_that_refuses_is_told_and_the_guest_goes_on(ferryd, volumes, gu
     assert agent.said[0] == ("freeze", True) and "thaw" not in dict(agent.said), agent.said
     guest.wait_for_writes(1)
     ferryd.ctl("cancel", run)
+    guest.assert_clean()
+
+
+def test_a_qemu_that_hangs_does_not_keep_cancel_waiting(ferryd, volumes, guest):
+    """And when it goes on, what the run added is taken away all the same."""
+    run = ferryd.ctl("clone", "--json", "--detach", "--rate", "4M", guest.source(), volumes.path("target")).json["id"]
+    ferryd.wait_for(run, lambda shown: shown["bytes_copied"] > 0)
+    guest.process.send_signal(signal.SIGSTOP)
+    try:
+        stuck = []
+
+        def is_stuck():
+            """For longer than the rate makes it wait between two requests."""
+            shown = ferryd.show(run)
+            stuck.append((shown["io_in_flight"], shown["bytes_copied"]))
+            return stuck[-1][0] > 0 and stuck[-50:] == [stuck[-1]] * 50
+        wait_until(is_stuck, what="a read that QEMU does not answer")
+        watch = Stopwatch()
+        ferryd.ctl("cancel", run)
+        ferryd.wait_state(run, "cancelled")
+        waited = watch.seconds()
+    finally:
+        guest.process.send_signal(signal.SIGCONT)
+    assert waited < 5, "a second for what is in flight, and none of the ten that a command of QEMU's is waited for"
+    guest.wait_for_writes(1)
+    wait_until(lambda: guest.bitmaps() == [] and guest.exports() == [], what="a clean QEMU")
     guest.assert_clean()
 
 
