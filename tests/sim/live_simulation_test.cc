@@ -145,8 +145,7 @@ class LiveJourney {
     status.request.source = status.source_uri = source_.name;
     status.source_bytes = status.bytes_total = source_.bytes.current.size();
     status.granule_bytes = granule;
-    status.request.io_size_bytes = granule * (1 + world_.below(4));
-    status.request.queue_depth = unsigned(1 + world_.below(4));
+    choose_sizes(world_, granule, status.request, source_, *targets_.front());
     for (const auto& target : targets_) {
       status.request.targets.push_back(target->name);
       status.targets.push_back({target->name, 0, "", std::nullopt});

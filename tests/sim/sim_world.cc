@@ -104,6 +104,8 @@ class SimDevice : public Device {
     info_.kind = DeviceKind::simulated;
     info_.bytes = disk.bytes.current.size();
     info_.zero_run_bytes_min = 8192;
+    info_.io_bytes_best = disk.io_bytes_best;
+    info_.in_flight_bytes_best = disk.in_flight_bytes_best;
   }
   const DeviceInfo& info() const override { return info_; }
   void submit(IoRequest& request) override {
@@ -369,6 +371,17 @@ class SimTask : public BackgroundTask {
 
 std::unique_ptr<BackgroundTask> SimEnvironment::start(std::function<Result<void>()> job) {
   return std::make_unique<SimTask>(world_, std::move(job));
+}
+
+void choose_sizes(World& world, std::uint64_t granule_bytes, RunRequest& request, SimDisk& source,
+                  SimDisk& target) {
+  if (world.chance(0.3)) {
+    source.io_bytes_best = 2048 * (1 + world.below(8));  // less than a granule, too
+    target.in_flight_bytes_best = granule_bytes * (1 + world.below(8));
+  } else {
+    request.io_size_bytes = granule_bytes * (1 + world.below(4));
+    request.queue_depth = unsigned(1 + world.below(4));
+  }
 }
 
 }  // namespace blockferry::sim

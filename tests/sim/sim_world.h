@@ -90,7 +90,8 @@ struct SimDisk {
   std::uint64_t generation = 0;       ///< grows with writes from outside
   bool writes_fail = false;           ///< EIO, until mended
   bool zero_unsupported = false;
-  std::uint64_t failures = 0;  ///< how often writes_fail struck
+  std::uint64_t io_bytes_best = 0, in_flight_bytes_best = 0;  ///< as its device says
+  std::uint64_t failures = 0;                                 ///< how often writes_fail struck
   std::uint64_t granules_written = 0;
   /// A disk behind a connection that breaks so often, its server restarting; what was in flight is repeated.
   double break_chance = 0;
@@ -194,5 +195,9 @@ class SimEnvironment : public RunEnvironment {
   SimDisk& source_;
   const std::vector<SimDisk*> targets_;
 };
+
+/// How much a run reads at a time and has in flight: as its request says, or as suits its devices.
+void choose_sizes(World& world, std::uint64_t granule_bytes, RunRequest& request, SimDisk& source,
+                  SimDisk& target);
 
 }  // namespace blockferry::sim
