@@ -75,9 +75,11 @@ void NbdChannel::ready(short events) {
 }
 
 void NbdChannel::drive(Nanoseconds timeout) {
-  if (queue_ == nullptr) return;
-  connection_->poll(-1, timeout);
-  step();
+  // A reply at a time; more than are in flight there are not.
+  for (std::size_t moved = 0; queue_ != nullptr && moved <= in_flight_max; ++moved) {
+    if (!connection_->poll(-1, moved == 0 ? timeout : Nanoseconds(0))) return;
+    step();
+  }
 }
 
 void NbdChannel::step() {

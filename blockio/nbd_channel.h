@@ -70,7 +70,7 @@ class NbdChannel : private Watched {
 
   // On the queue's thread.
   bool driven_by_queue() const { return queue_ != nullptr; }
-  /// Waits for the server at most so long, and moves on what can move.
+  /// Waits for the server at most so long, and moves on all that can move.
   void drive(Nanoseconds timeout);
 
  private:

@@ -66,6 +66,8 @@ class NbdDevice : public Device {
   void cut(Transfer& transfer);
   void add_piece(Transfer& transfer, NbdCommand command, ByteRange range, std::byte* data);
   void add_tail(Transfer& transfer, std::uint64_t whole);
+  bool idle();
+  void look_at_connections();
   bool begin_flush(IoRequest& request);
   void send(Transfer& transfer);
   NbdChannel& quietest_channel();
@@ -74,7 +76,7 @@ class NbdDevice : public Device {
   int outcome_of_flush(int error);
   void connection_lost(std::span<NbdPiece* const> in_flight);
   void ask_for_status(std::uint64_t offset);
-  bool answered(Question& question) const;
+  bool answered(Question& question);
   bool learn_regions(std::uint64_t offset);
   void drop_regions_before(std::uint64_t offset);
 
@@ -137,7 +139,7 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
   options.bytes = about_.bytes;
   options.connect_timeout = options_.connect_timeout;
   options.reconnect_for = options_.reconnect_for;
-  if (is_local(address) && !about_.tls) options.queue = &queue_;
+  if (is_local(address) && !about_.tls && !options_.always_threads) options.queue = &queue_;
   options.done = [this](NbdPiece& piece) { piece_done(piece); };
   options.lost = [this](std::span<NbdPiece* const> in_flight) { connection_lost(in_flight); };
   channels_.push_back(std::make_unique<NbdChannel>(std::move(first), options));
@@ -160,10 +162,7 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
 void NbdDevice::submit(IoRequest& request) {
   request.device = this;
   queue_.lend(request);
-  // A connection that broke by now may have taken writes with it: before a flush says that they are kept.
-  if (request.operation == IoOperation::flush) {
-    for (const auto& channel : channels_) channel->drive(Nanoseconds(0));
-  }
+  if (request.operation == IoOperation::flush || idle()) look_at_connections();
   auto transfer = std::make_unique<Transfer>();
   Transfer& taken = *transfer;
   taken.request = &request;
@@ -183,6 +182,17 @@ void NbdDevice::submit(IoRequest& request) {
     transfers_.emplace(&taken, std::move(transfer));
   }
   send(taken);
+}
+
+bool NbdDevice::idle() {
+  const std::lock_guard lock(mutex_);
+  return transfers_.empty();
+}
+
+/// Nobody looks at those of the queue's thread while nothing is under way. One that broke by now may have
+/// taken writes with it, which a flush must not call kept; and it took none of those that come now.
+void NbdDevice::look_at_connections() {
+  for (const auto& channel : channels_) channel->drive(Nanoseconds(0));
 }
 
 /// Whether it has to go to the server.
@@ -357,13 +367,14 @@ void NbdDevice::ask_for_status(std::uint64_t offset) {
   quietest_channel().submit(piece);
 }
 
-bool NbdDevice::answered(Question& question) const {
+bool NbdDevice::answered(Question& question) {
   const Nanoseconds give_up = system_clock().now() + (question.late ? Nanoseconds(0) : status_patience);
   const auto left = [give_up] { return std::max(Nanoseconds(0), give_up - system_clock().now()); };
   std::unique_lock lock(question.mutex);
   for (bool waits = true; waits && !question.done && question.piece.channel->driven_by_queue();) {
     lock.unlock();
-    question.piece.channel->drive(left());
+    question.piece.channel->drive(std::min<Nanoseconds>(left(), std::chrono::milliseconds(10)));
+    look_at_connections();  // a server may have to get rid of other replies before it answers
     lock.lock();
     waits = left().count() > 0;
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A volume behind an NBD server. Each connection has a thread of its own (nbd_channel.h), which makes a
-// broken connection anew and repeats what was under way.
+// A volume behind an NBD server, over one connection or several (nbd_channel.h). One that breaks is made
+// anew, and what was under way is repeated.
 #pragma once
 
 #include <memory>
@@ -21,6 +21,9 @@ struct NbdDeviceOptions {
   /// How long a connection that broke is tried to be made anew before its requests fail.
   Nanoseconds reconnect_for = std::chrono::seconds(60);
   unsigned connections = 0;  ///< where the server allows several; 0: as suits it
+  /// Local connections have threads, too: a server whose clients' work waits until we have read its replies
+  /// must not wait for what else the run's thread does.
+  bool always_threads = false;
   /// A target that an earlier process of ours, which was killed, may have sent writes to: the server may
   /// still carry them out.
   bool taken_up_again = false;

@@ -303,9 +303,9 @@ void RunCore::finish() {
   // A failed run finds its tracker again when it is resumed.
   const bool over = run_state_ended(status.state) && ending_ != Ending::failed;
   if (over && !(status.request.keep && ending_ == Ending::completed)) {
-    // A source that hangs may keep whoever talks to it waiting; nobody shall wait for the run's end with him.
-    end_tracking_when_drained_ = hung;
-    if (!hung) end_tracking();
+    // A QEMU that hangs keeps whoever talks to it waiting; nobody shall wait for the run's end with him.
+    end_tracking_when_drained_ = hung && status.tracker == "qemu";
+    if (!end_tracking_when_drained_) end_tracking();
   }
   live_.tracker.reset();
   status.io_in_flight = 0;

@@ -273,6 +273,45 @@ TEST_P(NbdDeviceTest, AFlushKnowsOfOtherConnectionsThatBroke) {
   expect_filled(*device, 0, 1 * MiB, 4);
 }
 
+TEST_P(NbdDeviceTest, WhatBrokeWhileNothingWasUnderWayIsNoDoubt) {
+  const std::string path = scratch_.make_file("target", 4 * MiB);
+  NbdServer server(scratch_, "quiet", {"file", path});
+  const auto device = open_nbd(server.address());
+  ASSERT_NE(device, nullptr);
+  fill(1 * MiB, 4);
+  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
+  ASSERT_EQ(run(*device, IoOperation::flush, 0, 0), 0);
+  server.stop();
+  server.start();
+  EXPECT_EQ(run(*device, IoOperation::write, 1 * MiB, 1 * MiB, memory_), std::int64_t(1 * MiB));
+  EXPECT_EQ(run(*device, IoOperation::flush, 0, 0), 0) << "nothing of it was sent to the server that went";
+  EXPECT_EQ(device->doubts(), 0U);
+  expect_filled(*device, 1 * MiB, 1 * MiB, 4);
+}
+
+TEST_P(NbdDeviceTest, RepliesAreReadWhileHolesAreAskedFor) {
+  NbdServer server(scratch_, "late", {"--filter=delay", "memory", "4M", "delay-extents=2"});
+  const auto device = open_nbd(server.address());
+  ASSERT_NE(device, nullptr);
+  constexpr std::uint64_t read_bytes = 512 * KiB;
+  std::vector<IoRequest> reads(8);
+  for (std::size_t i = 0; i < reads.size(); ++i) {
+    reads[i].offset = i * read_bytes;
+    reads[i].bytes = read_bytes;
+    reads[i].data = memory_ + i * read_bytes;
+    device->submit(reads[i]);
+  }
+  const auto region = device->region_at(0);
+  ASSERT_TRUE(region);
+  EXPECT_TRUE(region->hole);
+  std::vector<IoRequest*> completed;
+  queue_->wait(Nanoseconds(0), completed);
+  EXPECT_EQ(completed.size(), reads.size()) << "a server may wait for its replies to be read";
+  for (int i = 0; i < 100 && queue_->in_flight() > 0; ++i)
+    queue_->wait(std::chrono::milliseconds(100), completed);
+  for (const auto& read : reads) EXPECT_EQ(read.result, std::int64_t(read_bytes));
+}
+
 TEST_P(NbdDeviceTest, WhatWasUnderWayWhenTheConnectionBrokeIsRepeatedAndDoubtful) {
   const std::string path = scratch_.make_file("target", 4 * MiB), log = scratch_.file("log");
   NbdServer server(scratch_, "slow",
