@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "blockio/base/check.h"
-#include "blockio/return_box.h"
 
 namespace blockferry {
 
@@ -33,13 +32,6 @@ class AioQueue : public FileQueue {
   void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) override;
   void post(IoRequest& request, std::int64_t result) override { posted_.emplace_back(&request, result); }
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
-  void lend(IoRequest& request) override { returns_.lend(request); }
-  void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
-  void give_back_here(IoRequest& request, std::int64_t result) override {
-    returns_.give_back_here(request, result);
-  }
-  void watch(int fd, short events, Watched& watched) override { returns_.watch(fd, events, watched); }
-  void unwatch(int fd) override { returns_.unwatch(fd); }
   std::size_t in_flight() const override {
     return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
   }
@@ -78,7 +70,6 @@ class AioQueue : public FileQueue {
   std::vector<io_event> events_;
   bool flush_blocks_ = false;  ///< the kernel refused an asynchronous flush
   std::size_t in_kernel_ = 0;
-  ReturnBox returns_;
   iocb returns_control_{};         ///< waits for something to come back
   bool watching_returns_ = false;  ///< it is in the kernel
 };

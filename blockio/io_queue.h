@@ -12,6 +12,7 @@
 #include "blockio/base/clock.h"
 #include "blockio/base/error.h"
 #include "blockio/device.h"
+#include "blockio/return_box.h"
 
 namespace blockferry {
 
@@ -39,14 +40,6 @@ enum class IoEngine : std::uint8_t { automatic, uring, aio };
 
 Result<IoEngine> parse_io_engine(const std::string& name);  ///< "auto", "uring", "aio"
 
-/// A descriptor whose I/O is done on the queue's own thread, within wait().
-class Watched {
- public:
-  virtual ~Watched() = default;
-  /// `events`: of poll(2), what it is ready for. May watch, unwatch and give requests back.
-  virtual void ready(short events) = 0;
-};
-
 /// A queue over the kernel's file I/O. `post` and wait() as above; devices add themselves.
 class FileQueue : public IoQueue {
  public:
@@ -64,17 +57,22 @@ class FileQueue : public IoQueue {
 
   // For devices whose I/O is done elsewhere: each request that is lent counts as in flight until somebody has
   // given it back. It comes out of the next wait(), which it ends.
-  virtual void lend(IoRequest& request) = 0;
-  virtual void give_back(IoRequest& request, std::int64_t result) = 0;       ///< from any thread
-  virtual void give_back_here(IoRequest& request, std::int64_t result) = 0;  ///< on the queue's own thread
+  void lend(IoRequest& request) { returns_.lend(request); }
+  /// From any thread.
+  void give_back(IoRequest& request, std::int64_t result) { returns_.give_back(request, result); }
+  /// On the queue's own thread.
+  void give_back_here(IoRequest& request, std::int64_t result) { returns_.give_back_here(request, result); }
 
   /// Has wait() tell `watched` when the descriptor is ready for any of these events of poll(2); once more,
   /// with other events: changes them. Looked at only while something is in flight.
-  virtual void watch(int fd, short events, Watched& watched) = 0;
-  virtual void unwatch(int fd) = 0;  ///< before it is closed
+  void watch(int fd, short events, Watched& watched) { returns_.watch(fd, events, watched); }
+  void unwatch(int fd) { returns_.unwatch(fd); }
 
   /// "io_uring" or "libaio", for people and metrics.
   virtual const char* name() const = 0;
+
+ protected:
+  ReturnBox returns_;
 };
 
 /// `automatic` takes io_uring, or libaio where kernel.io_uring_disabled, seccomp or an old kernel forbids it.

@@ -28,10 +28,10 @@ bool is_loss(int error) {
 
 }  // namespace
 
-NbdChannel::NbdChannel(NbdConnection connection, NbdChannelOptions options)
+NbdChannel::NbdChannel(NbdConnection connection, NbdChannelOptions options, FileQueue* queue)
     : options_(std::move(options)),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      queue_(options_.queue),
+      queue_(queue),
       connection_(std::move(connection)) {
   BLOCKFERRY_CHECK(wake_.valid(), "no event descriptor is to be had");
   if (queue_ == nullptr) thread_ = std::thread([this] { main(); });

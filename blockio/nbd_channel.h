@@ -50,8 +50,6 @@ struct NbdChannelOptions {
   NbdAddress address;
   std::uint64_t bytes = 0;  ///< the export's size: a server that comes back with another one is refused
   Nanoseconds connect_timeout{0}, reconnect_for{0};
-  /// Its thread, which is the one that submits, drives the channel; nothing: a thread of its own.
-  FileQueue* queue = nullptr;
   /// Both on the driving thread. `lost`: the connection broke; told before anything is repeated.
   std::function<void(NbdPiece&)> done;
   std::function<void(std::span<NbdPiece* const> in_flight)> lost;
@@ -59,7 +57,8 @@ struct NbdChannelOptions {
 
 class NbdChannel : private Watched {
  public:
-  NbdChannel(NbdConnection connection, NbdChannelOptions options);
+  /// `queue`: its thread, which is the one that submits, drives the channel; nothing: a thread of its own.
+  NbdChannel(NbdConnection connection, NbdChannelOptions options, FileQueue* queue);
   /// Precondition: every piece is done, but for those of block_status, which are forgotten.
   ~NbdChannel() override;
 

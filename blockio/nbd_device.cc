@@ -139,10 +139,10 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
   options.bytes = about_.bytes;
   options.connect_timeout = options_.connect_timeout;
   options.reconnect_for = options_.reconnect_for;
-  if (is_local(address) && !about_.tls && !options_.always_threads) options.queue = &queue_;
   options.done = [this](NbdPiece& piece) { piece_done(piece); };
   options.lost = [this](std::span<NbdPiece* const> in_flight) { connection_lost(in_flight); };
-  channels_.push_back(std::make_unique<NbdChannel>(std::move(first), options));
+  FileQueue* const driver = is_local(address) && !about_.tls && !options_.always_threads ? &queue_ : nullptr;
+  channels_.push_back(std::make_unique<NbdChannel>(std::move(first), options, driver));
   const unsigned wanted = options_.connections != 0 ? options_.connections : connections_for(address);
   const unsigned count = about_.can_multi_conn ? wanted : 1;
   // At once: each takes several turns of the link to be made.
@@ -153,7 +153,7 @@ void NbdDevice::open_channels(NbdConnection first, const NbdAddress& address) {
   for (auto& other : others) {
     auto connection = other.get();
     if (!connection) continue;  // a server with a limit: what there is will do
-    channels_.push_back(std::make_unique<NbdChannel>(std::move(*connection), options));
+    channels_.push_back(std::make_unique<NbdChannel>(std::move(*connection), options, driver));
   }
 }
 
@@ -371,12 +371,12 @@ bool NbdDevice::answered(Question& question) {
   const Nanoseconds give_up = system_clock().now() + (question.late ? Nanoseconds(0) : status_patience);
   const auto left = [give_up] { return std::max(Nanoseconds(0), give_up - system_clock().now()); };
   std::unique_lock lock(question.mutex);
-  for (bool waits = true; waits && !question.done && question.piece.channel->driven_by_queue();) {
+  while (!question.done && question.piece.channel->driven_by_queue()) {
     lock.unlock();
     question.piece.channel->drive(std::min<Nanoseconds>(left(), std::chrono::milliseconds(10)));
     look_at_connections();  // a server may have to get rid of other replies before it answers
     lock.lock();
-    waits = left().count() > 0;
+    if (left().count() == 0) break;
   }
   question.late = !question.answered.wait_for(lock, left(), [&] { return question.done; });
   return !question.late;

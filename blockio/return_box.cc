@@ -71,21 +71,22 @@ void ReturnBox::wait(Nanoseconds timeout) const {
   ::ppoll(&descriptor, 1, &limit, nullptr);
 }
 
-void ReturnBox::give_back(IoRequest& request, std::int64_t result) {
+void ReturnBox::put(IoRequest& request, std::int64_t result, bool ring) {
   request.result = std::min<std::int64_t>(result, std::int64_t(request.bytes));
   request.completed_at_ns = system_clock().now().count();
   const std::lock_guard lock(mutex_);
   returned_.push_back(&request);
   // Once for all that lie there. With the mutex held: a queue that has taken the last one may be gone.
-  if (!std::exchange(rung_, true)) ::eventfd_write(event_.get(), 1);
+  if (ring && !std::exchange(rung_, true)) ::eventfd_write(event_.get(), 1);
+}
+
+void ReturnBox::give_back(IoRequest& request, std::int64_t result) {
+  put(request, result, true);
 }
 
 /// Without ringing: whoever would be woken is here, and looks before it waits.
 void ReturnBox::give_back_here(IoRequest& request, std::int64_t result) {
-  request.result = std::min<std::int64_t>(result, std::int64_t(request.bytes));
-  request.completed_at_ns = system_clock().now().count();
-  const std::lock_guard lock(mutex_);
-  returned_.push_back(&request);
+  put(request, result, false);
 }
 
 }  // namespace blockferry

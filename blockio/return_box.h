@@ -12,9 +12,17 @@
 
 #include "blockio/base/clock.h"
 #include "blockio/base/file_descriptor.h"
-#include "blockio/io_queue.h"
+#include "blockio/device.h"
 
 namespace blockferry {
+
+/// A descriptor whose I/O is done on the queue's own thread, within wait().
+class Watched {
+ public:
+  virtual ~Watched() = default;
+  /// `events`: of poll(2), what it is ready for. May watch, unwatch and give requests back.
+  virtual void ready(short events) = 0;
+};
 
 class ReturnBox {
  public:
@@ -41,6 +49,7 @@ class ReturnBox {
     short events;
   };
   void serve();
+  void put(IoRequest& request, std::int64_t result, bool ring);
 
   FileDescriptor event_, epoll_;
   std::map<int, Watch> watches_;  ///< by descriptor

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include "blockio/base/check.h"
-#include "blockio/return_box.h"
 
 namespace blockferry {
 
@@ -39,13 +38,6 @@ class UringQueue : public FileQueue {
   void submit_file(unsigned slot, IoRequest& request, std::uint64_t bytes) override;
   void post(IoRequest& request, std::int64_t result) override;
   void wait(Nanoseconds timeout, std::vector<IoRequest*>& completed) override;
-  void lend(IoRequest& request) override { returns_.lend(request); }
-  void give_back(IoRequest& request, std::int64_t result) override { returns_.give_back(request, result); }
-  void give_back_here(IoRequest& request, std::int64_t result) override {
-    returns_.give_back_here(request, result);
-  }
-  void watch(int fd, short events, Watched& watched) override { returns_.watch(fd, events, watched); }
-  void unwatch(int fd) override { returns_.unwatch(fd); }
   std::size_t in_flight() const override {
     return waiting_.size() + posted_.size() + in_kernel_ + returns_.lent();
   }
@@ -86,7 +78,6 @@ class UringQueue : public FileQueue {
   std::vector<unsigned> free_;   ///< of slots_
   std::vector<std::pair<IoRequest*, std::int64_t>> posted_;
   std::size_t in_kernel_ = 0;
-  ReturnBox returns_;
   bool watching_returns_ = false;  ///< the kernel will say when something has come back
 };
 

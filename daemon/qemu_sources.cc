@@ -79,8 +79,8 @@ Result<std::unique_ptr<Device>> QemuSources::open(FileQueue& queue, const RunRec
   address.uri = *uri;
   NbdDeviceOptions options;
   options.reconnect_for = reconnect_for;
-  options.always_threads =
-      true;  // when QEMU stops a guest, or begins a pass, it waits for its disks' replies
+  // When QEMU stops a guest, or begins a pass, it waits until its disks' replies are read.
+  options.always_threads = true;
   auto nbd = open_nbd_device(queue, address, options);
   if (nbd)
     return std::make_unique<GuestDisk>(*disk, std::move(*nbd), record.status.source_uri,

@@ -186,9 +186,8 @@ TEST_P(IoQueueTest, WatchedDescriptorsAndOtherThreadsAndFilesMix) {
   WatchedPipe pipe(*queue_);
   std::vector<IoRequest> piped(64), written(64), elsewhere(64);
   std::vector<IoRequest*> completed;
-  std::thread other;
   for (auto& request : elsewhere) queue_->lend(request);
-  other = std::thread([&] {
+  std::thread other([&] {
     for (auto& request : elsewhere) queue_->give_back(request, 0);
   });
   for (std::size_t i = 0; i < piped.size(); ++i) {

@@ -38,6 +38,15 @@ class NbdDeviceTest : public VolumeTest, public ::testing::WithParamInterface<Io
     EXPECT_TRUE(device) << device.error().message();
     return device ? std::move(*device) : nullptr;
   }
+  /// What fill(1 * MiB, 4) makes, at its beginning; not flushed. Nothing where that failed.
+  std::unique_ptr<Device> open_and_write_a_mib(const NbdServer& server) {
+    auto device = open_nbd(server.address());
+    if (device == nullptr) return nullptr;
+    fill(1 * MiB, 4);
+    const auto written = run(*device, IoOperation::write, 0, 1 * MiB, memory_);
+    EXPECT_EQ(written, std::int64_t(1 * MiB));
+    return written == std::int64_t(1 * MiB) ? std::move(device) : nullptr;
+  }
   void fill(std::size_t bytes, int first) {
     for (std::size_t i = 0; i < bytes; ++i) memory_[i] = std::byte((std::size_t(first) + i / 512 + i) % 251);
   }
@@ -213,10 +222,8 @@ TEST_P(NbdDeviceTest, AServerThatIsNotThereIsSaidSoInTime) {
 TEST_P(NbdDeviceTest, ReadsGoOnWhenTheServerComesBack) {
   const std::string path = scratch_.make_file("source", 4 * MiB);
   NbdServer server(scratch_, "back", {"file", path});
-  const auto device = open_nbd(server.address());
+  const auto device = open_and_write_a_mib(server);
   ASSERT_NE(device, nullptr);
-  fill(1 * MiB, 4);
-  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
   ASSERT_EQ(run(*device, IoOperation::flush, 0, 0), 0);
   server.stop();
   server.start();
@@ -227,10 +234,8 @@ TEST_P(NbdDeviceTest, ReadsGoOnWhenTheServerComesBack) {
 TEST_P(NbdDeviceTest, WritesThatWereNotFlushedAreReportedLost) {
   const std::string path = scratch_.make_file("target", 4 * MiB);
   NbdServer server(scratch_, "lost", {"file", path});
-  const auto device = open_nbd(server.address());
+  const auto device = open_and_write_a_mib(server);
   ASSERT_NE(device, nullptr);
-  fill(1 * MiB, 4);
-  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
   server.stop();
   server.start();
   EXPECT_EQ(run(*device, IoOperation::flush, 0, 0), -ESTALE);
@@ -259,10 +264,8 @@ std::vector<int> connections_to(const std::string& path) {
 TEST_P(NbdDeviceTest, AFlushKnowsOfOtherConnectionsThatBroke) {
   const std::string path = scratch_.make_file("target", 4 * MiB);
   NbdServer server(scratch_, "parts", {"file", path});
-  const auto device = open_nbd(server.address());
+  const auto device = open_and_write_a_mib(server);
   ASSERT_NE(device, nullptr);
-  fill(1 * MiB, 4);
-  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
   const auto connections = connections_to(server.address().uri.substr(std::strlen("nbd+unix:///?socket=")));
   ASSERT_EQ(connections.size(), options_.connections);
   // All but the one that an idle device takes for its next request.
@@ -276,10 +279,8 @@ TEST_P(NbdDeviceTest, AFlushKnowsOfOtherConnectionsThatBroke) {
 TEST_P(NbdDeviceTest, WhatBrokeWhileNothingWasUnderWayIsNoDoubt) {
   const std::string path = scratch_.make_file("target", 4 * MiB);
   NbdServer server(scratch_, "quiet", {"file", path});
-  const auto device = open_nbd(server.address());
+  const auto device = open_and_write_a_mib(server);
   ASSERT_NE(device, nullptr);
-  fill(1 * MiB, 4);
-  ASSERT_EQ(run(*device, IoOperation::write, 0, 1 * MiB, memory_), std::int64_t(1 * MiB));
   ASSERT_EQ(run(*device, IoOperation::flush, 0, 0), 0);
   server.stop();
   server.start();
